@@ -1,0 +1,71 @@
+"""Flow matching at inference: schedule, guidance and Euler steps, as pure functions.
+
+Source: modeling/lance/lance.py (validation_gen_KVcache) of bytedance/Lance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Renorm = Literal["global", "channel", "none"]
+RENORMS = ("global", "channel", "none")
+
+# (rows x `[B, N, 48]`, t `[]`, guided?) -> velocity `[B, N, 48]` float32, from data to noise
+Velocity = Callable[[Tensor, Tensor, bool], Tensor]
+
+
+def schedule(steps: int, shift: float) -> Tensor:
+    """Times from 1 (noise) to 0 (data), `[steps + 1]` float32: s·u / (1 + (s - 1)·u) of evenly spaced u."""
+    u = torch.linspace(1, 0, steps + 1)
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def guided_steps(times: Tensor, interval: tuple[float, float]) -> list[bool]:
+    """For every step of a schedule, whether its time t is guided: low < t <= high, compared in float32."""
+    low, high = interval
+    return ((times[:-1] > low) & (times[:-1] <= high)).tolist()
+
+
+def guide(cond: Tensor, uncond: Tensor, scale: float, renorm: Renorm = "global", renorm_min: float = 0.0) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598) whose result is not longer than the conditional velocity.
+
+    cond, uncond `[B, N, 48]` -> `[B, N, 48]`. renorm 'global' compares the lengths of whole samples, 'channel' those
+    of single rows; the factor stays within renorm_min..1.
+    """
+    v = uncond + scale * (cond - uncond)
+    if renorm == "none":
+        return v
+    dims = (-2, -1) if renorm == "global" else (-1,)
+    ratio = torch.linalg.vector_norm(cond, dim=dims, keepdim=True) / (
+        torch.linalg.vector_norm(v, dim=dims, keepdim=True) + 1e-8
+    )
+    return v * ratio.clamp(min=renorm_min, max=1.0)
+
+
+def sample(
+    velocity: Velocity,
+    x: Tensor,
+    times: Tensor,
+    guided: list[bool],
+    frozen_rows: int = 0,
+    on_step: Callable[[int, int, Tensor], None] | None = None,
+) -> Tensor:
+    """Euler's method from noise x `[B, N, 48]` (float32, normalised) along `times`; the first rows stay as they are.
+
+    on_step(step, steps, estimate) after every step, from 1; the estimate is of clean rows, `[B, N, 48]`.
+    """
+    steps = len(guided)
+    times = times.to(x.device)
+    frozen, moving = x[:, :frozen_rows], x[:, frozen_rows:]
+    for i in range(steps):
+        v = velocity(torch.cat((frozen, moving), dim=1), times[i], guided[i])[:, frozen_rows:]
+        if on_step is not None:
+            estimate = torch.cat((frozen, moving - v * times[i]), dim=1)
+        moving = moving - v * (times[i] - times[i + 1])
+        if on_step is not None:
+            on_step(i + 1, steps, estimate)
+    return torch.cat((frozen, moving), dim=1)

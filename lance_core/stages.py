@@ -1,0 +1,542 @@
+"""The seam: seven functions from a checkpoint to a picture, a clip or an answer.
+
+Frames are `[F, H, W, 3]` float in 0..1, an image has F = 1. Latents are `[B, 48, T, h, w]` raw, the posterior mean
+before normalisation. Results are float32 on the CPU. Whatever a user got wrong is a `LanceError` of one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence as Items
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from . import flow, text
+from .checkpoint import Lance, load_lance
+from .config import LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_LATENT_SIDE, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .errors import LanceError, LanceWarning
+from .prompts import Kind
+from .resize import RESOLUTIONS, fit
+from .sequence import Grid, Sequence, build, context_blocks, unconditional, visual_first
+from .tokenizer import IM_END
+from .transformer import Context, NoiseBlock, latent_position_ids
+from .vae import denormalize, normalize
+from .vit import normalize_pixels
+
+__all__ = [
+    "Semantic",
+    "decode_video",
+    "edit",
+    "encode_latent",
+    "encode_semantic",
+    "generate",
+    "load_lance",
+    "understand",
+]
+
+VIT_MULTIPLE = 28  # pixels per merged vision token
+MAX_FRAMES = TEMPORAL_COMPRESSION * (MAX_LATENT_FRAMES - 1) + 1
+
+OnStep = Callable[[int, int, Tensor], None]
+OnToken = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Semantic:
+    """What the vision tower saw: embeddings `[n, D]`, grid (t, h, w) in 14-pixel patches, n = t·h·w / 4."""
+
+    embeddings: Tensor
+    grid: Grid
+    kind: Kind
+
+    @property
+    def tokens(self) -> Grid:
+        t, h, w = self.grid
+        return t, h // 2, w // 2
+
+
+@torch.no_grad()
+def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "auto", kind: str = "auto") -> Semantic:
+    """Looks at frames `[F, H, W, 3]`: what they show, for questions and edits.
+
+    resolution: a name of `RESOLUTIONS`; "auto": 768 for a picture, 480p for a clip; None: frames as they are, with
+    sides that are multiples of 28. kind: "image", "video" or "auto" (by the number of frames).
+    """
+    check_frames(frames)
+    if lance.vision is None:
+        raise LanceError(
+            "this checkpoint has no vision tower, so it cannot look at pictures: put Qwen2.5-VL-ViT/vit.safetensors"
+            " beside the language model's folder."
+        )
+    if kind not in ("auto", "image", "video"):
+        raise LanceError(f"kind is {kind!r}; give 'image', 'video' or 'auto'.")
+    frames = resized(frames, resolution, "vit", VIT_MULTIPLE)
+    pixels = normalize_pixels(frames).to(lance.device)
+    kind = kind_of(frames) if kind == "auto" else kind
+    return Semantic(lance.vision(pixels).float().cpu(), lance.vision.grid(pixels), kind)
+
+
+@torch.no_grad()
+def encode_latent(lance: Lance, frames: Tensor, *, resolution: str | None = "auto") -> Tensor:
+    """Frames `[F, H, W, 3]` as the model paints them: a raw latent `[1, 48, T, H/16, W/16]`.
+
+    resolution as in `encode_semantic`, with multiples of 16 where it is None. Frames beyond the last 4k+1 are dropped.
+    """
+    check_frames(frames)
+    count = whole_frames(frames.shape[0])
+    frames = resized(frames[:count], resolution, "vae", SPATIAL_COMPRESSION)
+    pixels = rearrange(frames * 2 - 1, "F H W c -> 1 c F H W").to(lance.device, lance.dtype)
+    mean, _ = vae_of(lance).encode(pixels)
+    return mean.float().cpu()
+
+
+@torch.no_grad()
+def understand(
+    lance: Lance,
+    semantic: Semantic | Items[Semantic] | None,
+    question: str,
+    *,
+    system: str | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    on_token: OnToken | None = None,
+) -> str:
+    """Answers a question about what was encoded, or, where semantic is None, about nothing but itself.
+
+    Greedy at temperature 0, as the official code. on_token(text_so_far) is called after every token and may raise to
+    stop. system: replaces the official system prompt.
+    """
+    check_text("question", question)
+    if not question.strip():
+        raise LanceError("the question is empty: write what you want to know.")
+    check_whole("max_new_tokens", max_new_tokens, 1)
+    check_number("temperature", temperature, 0.0)
+    check_number("top_p", top_p, 0.0, 1.0)
+    check_whole("top_k", top_k, 0)
+    semantics = as_list(semantic)
+    check_semantics(lance, semantics)
+    kinds = {s.kind for s in semantics}
+    sequence = build(
+        lance.tokenizer,
+        "understand",
+        None if not kinds else "video" if "video" in kinds else "image",
+        question,
+        semantics=[s.tokens for s in semantics],
+        system=system,
+        tokens_per_second=lance.config.text.tokens_per_second,
+    )
+    *blocks, last = context_blocks(sequence, [s.embeddings for s in semantics], [], lance.device)
+    blocks.append(last.without_last())
+    context = lance.transformer.prefill(blocks)
+
+    generator = torch.Generator().manual_seed(seed)
+    known = len(lance.tokenizer)
+
+    def pick(logits: Tensor) -> Tensor:
+        return text.choose(logits[:known], temperature, top_p, top_k, generator)
+
+    ids: list[int] = []
+    stop = lance.tokenizer.special(IM_END)
+    position = int(sequence.positions[0, -1])
+    for token in text.tokens(lance.transformer, context, last.ids[-1:], position, pick, max_new_tokens):
+        ids.append(int(token))
+        if ids[-1] == stop:
+            break
+        if on_token is not None:
+            on_token(text.partial_text(lance.tokenizer, ids))
+    return text.clean(lance.tokenizer.decode(ids))
+
+
+@torch.no_grad()
+def generate(
+    lance: Lance,
+    prompt: str,
+    *,
+    width: int | None = None,
+    height: int | None = None,
+    frames: int = 1,
+    first_frame: Tensor | None = None,
+    steps: int = 30,
+    guidance: float = 4.0,
+    shift: float = 3.5,
+    guidance_interval: tuple[float, float] = (0.4, 1.0),
+    renorm: flow.Renorm = "global",
+    renorm_min: float = 0.0,
+    seed: int | Items[int] = 42,
+    noise: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Paints a picture (frames = 1) or a clip: a raw latent `[B, 48, T, h, w]`.
+
+    width, height: pixels, multiples of 16; with a first frame they may be left out, for its size is used.
+    first_frame: a raw latent `[1, 48, 1, h, w]` with which the clip begins; it stays exactly as it is.
+    seed: one, or one per sample. noise: `[B, 48, T, h, w]`, normalised, instead of a seed.
+    on_step(step, steps, estimate) after every step; the estimate is the clean latent so far, normalised
+    `[B, 48, T, h, w]`. It may raise to stop.
+    """
+    check_text("prompt", prompt)
+    if first_frame is not None:
+        check_latent("first_frame", first_frame)
+        if first_frame.shape[:3] != (1, LATENT_CHANNELS, 1):
+            raise LanceError(
+                f"first_frame is a latent of shape {list(first_frame.shape)}: give one picture, [1, 48, 1, h, w]."
+            )
+        width, height = size_of_first_frame(first_frame, width, height)
+        if frames < TEMPORAL_COMPRESSION + 1:
+            raise LanceError(f"frames is {frames}: with a first frame ask for 5 to {MAX_FRAMES}.")
+    grid = target_grid(width, height, frames)
+    sequence = build(
+        lance.tokenizer,
+        "generate",
+        "image" if grid[0] == 1 else "video",
+        prompt,
+        target=grid,
+        tokens_per_second=lance.config.text.tokens_per_second,
+    )
+    sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
+    return paint(lance, sequence, (), (), sampling, initial_noise(grid, seed, noise), first_frame, on_step)
+
+
+@torch.no_grad()
+def edit(
+    lance: Lance,
+    semantic: Semantic | Items[Semantic],
+    latent: Tensor | Items[Tensor],
+    instruction: str,
+    *,
+    task: str = "edit",
+    width: int | None = None,
+    height: int | None = None,
+    frames: int | None = None,
+    steps: int = 30,
+    guidance: float = 4.0,
+    shift: float = 3.5,
+    guidance_interval: tuple[float, float] = (0.4, 1.0),
+    renorm: flow.Renorm = "global",
+    renorm_min: float = 0.0,
+    seed: int | Items[int] = 42,
+    noise: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Paints what an instruction makes of one or more references: a raw latent `[B, 48, T, h, w]`.
+
+    semantic and latent: of the same pictures or clips, in the same order. task "edit" changes the last reference,
+    "idip" paints the references' subject anew. Size and frames are the last reference's unless given; the rest is as
+    in `generate`.
+    """
+    check_text("instruction", instruction)
+    if task not in ("edit", "idip"):
+        raise LanceError(f"task is {task!r}; give 'edit' or 'idip'.")
+    semantics, latents = as_list(semantic), as_list(latent)
+    if not semantics or len(semantics) != len(latents):
+        raise LanceError(
+            f"an edit got {len(semantics)} semantic and {len(latents)} latent references:"
+            " give both for every picture, in the same order."
+        )
+    check_semantics(lance, semantics)
+    for index, reference in enumerate(latents, start=1):
+        check_latent(f"latent reference {index}", reference)
+        if reference.shape[0] != 1:
+            raise LanceError(f"latent reference {index} is a batch of {reference.shape[0]}: give one picture or clip.")
+    grids = [tuple(reference.shape[2:]) for reference in latents]
+    for t, h, w in grids:
+        check_grid(t, h, w)
+    t, h, w = grids[-1]
+    grid = target_grid(
+        w * SPATIAL_COMPRESSION if width is None else width,
+        h * SPATIAL_COMPRESSION if height is None else height,
+        TEMPORAL_COMPRESSION * (t - 1) + 1 if frames is None else frames,
+    )
+    sequence = build(
+        lance.tokenizer,
+        task,
+        "image" if grid[0] == 1 else "video",
+        instruction,
+        semantics=[s.tokens for s in semantics],
+        latents=grids,
+        target=grid,
+        tokens_per_second=lance.config.text.tokens_per_second,
+    )
+    sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
+    embeddings = [s.embeddings for s in semantics]
+    return paint(lance, sequence, embeddings, latents, sampling, initial_noise(grid, seed, noise), None, on_step)
+
+
+@torch.no_grad()
+def decode_video(lance: Lance, latent: Tensor, *, tile: int | None = None) -> Tensor:
+    """Frames `[B·F, H, W, 3]` in 0..1 of a raw latent `[B, 48, T, h, w]`.
+
+    tile: side in latent rows of the tiles that are decoded one by one; it saves memory and changes the result a
+    little. None decodes whole frames.
+    """
+    check_latent("the latent", latent)
+    if tile is not None:
+        check_whole("tile", tile, 1)
+    pixels = vae_of(lance).decode(latent.to(lance.device, lance.dtype), tile=tile)
+    return rearrange(pixels.float().cpu() / 2 + 0.5, "B c F H W -> (B F) H W c")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a latent is painted; raises LanceError where a value makes no sense."""
+
+    steps: int
+    guidance: float
+    shift: float
+    interval: tuple[float, float]
+    renorm: flow.Renorm
+    renorm_min: float
+
+    def __post_init__(self):
+        check_whole("steps", self.steps, 1)
+        check_number("guidance", self.guidance, 1.0)
+        check_number("shift", self.shift, 0.0)
+        if self.shift == 0:
+            raise LanceError("shift is 0: give a positive number, 1 for an even schedule.")
+        for value in self.interval:
+            check_number("guidance_interval", value, 0.0, 1.0)
+        if self.renorm not in flow.RENORMS:
+            raise LanceError(f"renorm is {self.renorm!r}; give one of {', '.join(flow.RENORMS)}.")
+        check_number("renorm_min", self.renorm_min, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One side of guidance: its context and its noise block."""
+
+    context: Context
+    block: NoiseBlock
+
+
+def branches(
+    lance: Lance, sequence: Sequence, semantics: Items[Tensor], latents: Items[Tensor], guided: bool
+) -> list[Branch]:
+    """The conditional branch and, where `guided`, the unconditional one; what both begin with is computed once.
+
+    semantics: embeddings `[n, D]`; latents: normalised `[48, T, h, w]`. Without a caption both branches are equal, and
+    there is only one.
+    """
+    roles = [segment.role for segment in sequence.segments]
+    guided = guided and "caption" in roles
+    shared = roles.index("caption") if guided else roles.index("noise")
+    sequences = [sequence]
+    if guided:
+        sequences.append(unconditional(sequence, lance.config.text.tokens_per_second))
+    prefix, result = None, []
+    for member in sequences:
+        blocks = context_blocks(member, semantics, latents, lance.device)
+        if prefix is None:
+            prefix = lance.transformer.prefill(blocks[:shared])
+        own = blocks[shared:]
+        context = lance.transformer.prefill(own, prefix) if own else prefix
+        (noise,) = member.find("noise")
+        ids, positions = visual_first(member, noise)
+        block = lance.transformer.noise_block(
+            ids.to(lance.device), positions.to(lance.device), latent_position_ids(*noise.grid)
+        )
+        result.append(Branch(context, block))
+    return result
+
+
+def paint(
+    lance: Lance,
+    sequence: Sequence,
+    semantics: Items[Tensor],
+    latents: Items[Tensor],
+    sampling: Sampling,
+    noise: Tensor,
+    first_frame: Tensor | None,
+    on_step: OnStep | None,
+) -> Tensor:
+    """Denoises the target of a sequence: a raw latent `[B, 48, T, h, w]`; latents and first_frame are raw."""
+    t, h, w = noise.shape[2:]
+    times = flow.schedule(sampling.steps, sampling.shift)
+    guided = [g and sampling.guidance > 1 for g in flow.guided_steps(times, sampling.interval)]
+    cond, *rest = branches(lance, sequence, semantics, [normalize(x)[0] for x in latents], any(guided))
+
+    rows = partial(rearrange, pattern="B c t h w -> B (t h w) c")
+    x = rows(noise.to(lance.device, torch.float32))
+    moving = torch.ones(1, 1, device=lance.device)  # factor on the time of each frame
+    frozen_rows = 0
+    if first_frame is not None:
+        frozen_rows = h * w
+        clean = rows(normalize(first_frame.float())).to(lance.device)
+        x = torch.cat((clean.expand(x.shape[0], -1, -1), x[:, frozen_rows:]), dim=1)
+        moving = (torch.arange(t, device=lance.device) > 0).float()[None]
+
+    def velocity(x: Tensor, time: Tensor, guided: bool) -> Tensor:
+        frame_times = moving * time
+        v = lance.transformer.denoise(x, frame_times, cond.block, cond.context).float()
+        if guided and rest:
+            (uncond,) = rest
+            u = lance.transformer.denoise(x, frame_times, uncond.block, uncond.context).float()
+            v = flow.guide(v, u, sampling.guidance, sampling.renorm, sampling.renorm_min)
+        return v
+
+    def unpacked(x: Tensor) -> Tensor:
+        return rearrange(x, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
+
+    report = None if on_step is None else lambda step, steps, x: on_step(step, steps, unpacked(x))
+    x = flow.sample(velocity, x, times, guided, frozen_rows, report)
+    latent = denormalize(unpacked(x).cpu())
+    if first_frame is not None:
+        latent[:, :, :1] = first_frame.float().cpu()  # bit for bit, not through normalisation and back
+    return latent
+
+
+def initial_noise(grid: Grid, seed: int | Items[int], noise: Tensor | None) -> Tensor:
+    """`[B, 48, T, h, w]` float32: the noise given, or one drawn per seed on the CPU, as ComfyUI's KSampler does."""
+    shape = (LATENT_CHANNELS, *grid)
+    if noise is not None:
+        if noise.ndim != 5 or tuple(noise.shape[1:]) != shape:
+            raise LanceError(f"noise is {list(noise.shape)}: this request needs [B, {', '.join(map(str, shape))}].")
+        return noise.float()
+    draws = []
+    for one in as_list(seed):
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**64:
+            raise LanceError(f"seed is {one!r}: give whole numbers from 0 to 2**64 - 1.")
+        generator = torch.Generator().manual_seed(one)
+        draws.append(torch.randn((1, *shape), generator=generator))
+    if not draws:
+        raise LanceError("the list of seeds is empty: give at least one.")
+    return torch.cat(draws)
+
+
+def target_grid(width: int | None, height: int | None, frames: int) -> Grid:
+    """Latent (t, h, w) of a target in pixels and frames; frames are rounded down to 4k+1."""
+    for name, value in (("width", width), ("height", height)):
+        if value is None:
+            raise LanceError(f"{name} is missing: give the size in pixels, a multiple of {SPATIAL_COMPRESSION}.")
+        check_whole(name, value, SPATIAL_COMPRESSION)
+        if value % SPATIAL_COMPRESSION:
+            near = round(value / SPATIAL_COMPRESSION) * SPATIAL_COMPRESSION
+            raise LanceError(f"{name} is {value}: give a multiple of {SPATIAL_COMPRESSION}, such as {near}.")
+    check_whole("frames", frames, 1)
+    t = (whole_frames(frames) - 1) // TEMPORAL_COMPRESSION + 1
+    h, w = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+    check_grid(t, h, w)
+    return t, h, w
+
+
+def check_grid(t: int, h: int, w: int) -> None:
+    """Refuses a latent that the position table does not cover; warns where it wraps as in the official code."""
+    side = MAX_LATENT_SIDE
+    size = f"{w * SPATIAL_COMPRESSION}x{h * SPATIAL_COMPRESSION}"
+    if (h - 1) * side + w > side * side:
+        raise LanceError(
+            f"{size} pixels are too large: the model knows positions up to"
+            f" {side * SPATIAL_COMPRESSION}x{side * SPATIAL_COMPRESSION}; make the picture smaller."
+        )
+    if t > MAX_LATENT_FRAMES:
+        frames = TEMPORAL_COMPRESSION * (t - 1) + 1
+        raise LanceError(f"{frames} frames are too many: the model knows up to {MAX_FRAMES}; ask for fewer.")
+    if w > side:
+        warn(
+            f"{size} is wider than {side * SPATIAL_COMPRESSION} pixels: positions at the right edge repeat those of"
+            " the next row, as in the official model; narrower pictures are safer."
+        )
+
+
+def whole_frames(frames: int) -> int:
+    """The largest 4k+1 that is not above `frames`; warns where that is less, raises LanceError above 121."""
+    if frames > MAX_FRAMES:
+        raise LanceError(
+            f"{frames} frames are too many: the model knows up to {MAX_FRAMES}, ten seconds; use a shorter clip."
+        )
+    whole = (frames - 1) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
+    if whole != frames:
+        warn(f"{frames} frames were rounded down to {whole}: clips have 4k+1 frames.")
+    return whole
+
+
+def size_of_first_frame(first_frame: Tensor, width: int | None, height: int | None) -> tuple[int, int]:
+    h, w = (side * SPATIAL_COMPRESSION for side in first_frame.shape[-2:])
+    if (width or w, height or h) != (w, h):
+        warn(f"the clip is {w}x{h}, the size of its first frame, not {width}x{height}.")
+    return w, h
+
+
+def resized(frames: Tensor, resolution: str | None, branch: str, multiple: int) -> Tensor:
+    """Frames in the nearest official bucket of a resolution, for the "vit" or the "vae"."""
+    if resolution is None:
+        height, width = frames.shape[1:3]
+        if height % multiple or width % multiple:
+            raise LanceError(
+                f"the frames are {width}x{height}: without a resolution both sides must be multiples of {multiple}."
+            )
+        return frames
+    if resolution == "auto":
+        resolution = "image_768res" if kind_of(frames) == "image" else "video_480p"
+    if resolution not in RESOLUTIONS:
+        raise LanceError(f"resolution is {resolution!r}; give 'auto', None or one of {', '.join(RESOLUTIONS)}.")
+    return fit(frames, getattr(RESOLUTIONS[resolution], branch), multiple)
+
+
+def kind_of(frames: Tensor) -> Kind:
+    return "image" if frames.shape[0] == 1 else "video"
+
+
+def vae_of(lance: Lance):
+    if lance.vae is None:
+        raise LanceError("this checkpoint has no VAE: put Wan2.2_VAE.pth beside the language model's folder.")
+    return lance.vae
+
+
+def as_list(value) -> list:
+    """A list of what may be nothing, one thing, or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def check_frames(frames: Tensor) -> None:
+    if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        shape = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
+        raise LanceError(f"the frames are {shape}: give [F, H, W, 3] in 0..1.")
+
+
+def check_latent(name: str, latent: Tensor) -> None:
+    good = isinstance(latent, Tensor) and latent.ndim == 5 and latent.shape[1] == LATENT_CHANNELS
+    if not good or 0 in latent.shape:
+        shape = list(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
+        raise LanceError(
+            f"{name} is {shape}: give [B, {LATENT_CHANNELS}, T, h, w] from EncodeLatent or a Wan 2.2 VAE."
+        )
+
+
+def check_semantics(lance: Lance, semantics: Items[Semantic]) -> None:
+    for semantic in semantics:
+        if semantic.embeddings.shape[-1] != lance.config.text.hidden_size:
+            raise LanceError(
+                f"a semantic encoding is {semantic.embeddings.shape[-1]} wide where this model has"
+                f" {lance.config.text.hidden_size}: encode the picture with the same checkpoint."
+            )
+
+
+def check_text(name: str, value: str) -> None:
+    if not isinstance(value, str):
+        raise LanceError(f"the {name} is {type(value).__name__}: give text.")
+
+
+def check_whole(name: str, value: int, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise LanceError(f"{name} is {value!r}: give a whole number of at least {low}.")
+
+
+def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    good = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+    if not good:
+        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        raise LanceError(f"{name} is {value!r}: give a number {limits}.")
+
+
+def warn(sentence: str) -> None:
+    warnings.warn(sentence, LanceWarning, stacklevel=3)

@@ -1,0 +1,57 @@
+"""Writing text: how the next token is chosen, when to stop, and what is shown meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .tokenizer import IM_END, Tokenizer
+from .transformer import Context, DecodeCache, LanceTransformer
+
+
+def choose(logits: Tensor, temperature: float, top_p: float, top_k: int, generator: torch.Generator | None) -> Tensor:
+    """The next token `[1]` from logits `[V]`: the likeliest at temperature 0, else drawn on the CPU.
+
+    top_k 0 and top_p 1 switch their limits off; top_p is the nucleus of arXiv 1904.09751.
+    """
+    if temperature == 0:
+        return logits.argmax(keepdim=True)
+    order = logits.float().cpu().sort(descending=True)
+    probabilities = torch.softmax(order.values / temperature, dim=-1)
+    if top_k > 0:
+        probabilities[top_k:] = 0
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities[(before >= top_p) & (before > 0)] = 0
+    return order.indices[torch.multinomial(probabilities, 1, generator=generator)].to(logits.device)
+
+
+def tokens(
+    transformer: LanceTransformer,
+    context: Context,
+    first: Tensor,
+    position: int,
+    pick: Callable[[Tensor], Tensor],
+    limit: int,
+) -> Iterator[Tensor]:
+    """Up to `limit` tokens `[1]`, each read back before the next.
+
+    context: everything but the prompt's last token `first` `[1]`, which stands at `position` on all three axes.
+    """
+    cache = DecodeCache(context, limit)
+    positions = torch.arange(position, position + limit, device=first.device).expand(3, -1)
+    token = first
+    for i in range(limit):
+        token = pick(transformer.decode(token, positions[:, i : i + 1], cache))
+        yield token
+
+
+def clean(text: str) -> str:
+    """The answer in what was written: without `<|im_end|>` and the space around it (inference_lance.py)."""
+    return text.replace(IM_END, "").strip()
+
+
+def partial_text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """The text so far, without an unfinished character at its end."""
+    return clean(tokenizer.decode(ids)).rstrip("\ufffd")

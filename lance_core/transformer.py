@@ -1,0 +1,380 @@
+"""The two-expert decoder: a token's projections, norms and MLP depend on its expert, its attention does not.
+
+Text, boundary and vision-tower tokens use the understanding expert (plain names in the checkpoint), latent tokens
+the generation expert (names with `_moe_gen`). Inside the decoder the tokens of each expert stand together, one
+stream each, so that neither is gathered or scattered; attention joins them. A noise block, and every visual block of
+the context, is bidirectional, so the order of the tokens inside it is free.
+
+Three forwards share the layers and differ in what attention sees: `prefill` computes the context once and returns
+its keys and values, `denoise` runs a noise block against them and keeps nothing, `decode` adds one token at a time.
+
+Source: modeling/lance/{lance,qwen2_navit}.py of bytedance/Lance; arXiv 2605.18678.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention, attention as default_attention
+from .config import LATENT_CHANNELS, MAX_LATENT_SIDE, TextConfig
+from .rope import rotary_table, rotate
+
+EXPERTS = ("", "_moe_gen")
+
+Streams = tuple[Tensor, ...]  # [B, n, D] of the understanding expert, then, where there are any, of the generation expert
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v `[B, L, heads, hd]`) -> `[B, L, nh, hd]`
+OnLayer = Callable[[int], None]  # called before every layer; may raise to stop
+
+
+@dataclass(frozen=True)
+class Block:
+    """One attention segment of the context. Its tokens, in this order: ids, embeddings, latent rows."""
+
+    ids: Tensor  # [n] token ids: a text, or a visual block's two boundaries
+    positions: Tensor  # [3, n + m] of the tokens in the order above
+    embeddings: Tensor | None = None  # [m, D] from the vision tower
+    latent: Tensor | None = None  # [m, 48] clean rows, normalised
+    latent_ids: Tensor | None = None  # [m] rows of the position table
+    causal: bool = False
+
+    def without_last(self) -> Block:
+        """A text block without its last token, which the decoder reads on its own to write the first new one."""
+        return replace(self, ids=self.ids[:-1], positions=self.positions[:, :-1])
+
+
+@dataclass(frozen=True)
+class NoiseBlock:
+    """What a request's noise block has beside the latent itself; the same at every step."""
+
+    boundaries: Tensor  # [1, 2, D] embeddings of <|vision_start|> and <|vision_end|>
+    position_rows: Tensor  # [N, D] rows of the latent position table
+    cos: Tensor  # [N + 2, 1, hd], boundaries first
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values of everything before the noise block: per layer, pieces `[1, n, nkv, hd]` in order.
+
+    Pieces are shared, not copied, by contexts that begin alike (the two branches of guidance).
+    """
+
+    layers: tuple[tuple[tuple[Tensor, Tensor], ...], ...]
+
+    @property
+    def length(self) -> int:
+        return sum(k.shape[1] for k, _ in self.layers[0])
+
+
+class DecodeCache:
+    """A context with room for `extra` more tokens, filled in place as text is written."""
+
+    def __init__(self, context: Context, extra: int):
+        self.length = context.length
+        self.layers = []
+        for pieces in context.layers:
+            pair = [torch.cat([piece[i] for piece in pieces], dim=1) for i in (0, 1)]
+            self.layers.append(tuple(F.pad(x, (0, 0, 0, 0, 0, extra)) for x in pair))
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores k and v `[1, n, nkv, hd]` behind what is there; returns all of this layer."""
+        keys, values = self.layers[layer]
+        end = self.length + k.shape[1]
+        keys[:, self.length : end] = k
+        values[:, self.length : end] = v
+        return keys[:, :end], values[:, :end]
+
+
+def latent_position_ids(t: int, h: int, w: int) -> Tensor:
+    """Rows of the latent position table for a block of t x h x w tokens, `[t * h * w]` int64, (t h w) row-major.
+
+    Frames are 4,096 apart and latent rows 64, whatever the block's size: a block wider than 64 runs over into the
+    next row, as in the official code (data/data_utils.py).
+    """
+    frame, row, column = torch.arange(t), torch.arange(h), torch.arange(w)
+    ids = frame[:, None, None] * MAX_LATENT_SIDE**2 + row[:, None] * MAX_LATENT_SIDE + column
+    return ids.flatten()
+
+
+def latent_position_rows(ids: Tensor, dim: int) -> Tensor:
+    """Those rows of the table, `[n, dim]` float64: sines and cosines of the frame, the row and the column.
+
+    Computed rather than looked up: the whole table would take 1 GB.
+    Source: modeling/lance/modeling_utils.py, PositionEmbedding3D.
+    """
+    third = 2 * (dim // 6)
+    axes = (ids // MAX_LATENT_SIDE**2, ids // MAX_LATENT_SIDE % MAX_LATENT_SIDE, ids % MAX_LATENT_SIDE)
+    columns = []
+    for position, width in zip(axes, (third, third, dim - 2 * third)):
+        frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+        angles = position.double().cpu()[:, None] * frequencies
+        columns += [angles.sin(), angles.cos()]
+    return torch.cat(columns, dim=1)
+
+
+def timestep_features(t: Tensor, dim: int = 256, max_period: float = 10000.0) -> Tensor:
+    """`[cos | sin]` features `[..., dim]` float32 of timesteps t `[...]` in 0..1 (not x1000)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t.float()[..., None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class TimeEmbedder(nn.Module):
+    def __init__(self, dim: int, operations, **factory):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            operations.Linear(256, dim, **factory), nn.SiLU(), operations.Linear(dim, dim, **factory)
+        )
+
+    def forward(self, t: Tensor, dtype) -> Tensor:
+        return self.mlp(timestep_features(t).to(dtype))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: TextConfig, operations, **factory):
+        super().__init__()
+        inner = config.intermediate_size
+        self.gate_proj = operations.Linear(config.hidden_size, inner, bias=False, **factory)
+        self.up_proj = operations.Linear(config.hidden_size, inner, bias=False, **factory)
+        self.down_proj = operations.Linear(inner, config.hidden_size, bias=False, **factory)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class SelfAttention(nn.Module):
+    """Projections, head norms and output of both experts around one attention."""
+
+    def __init__(self, config: TextConfig, operations, **factory):
+        super().__init__()
+        self.head_dim = config.head_dim
+        inner, inner_kv = config.hidden_size, config.num_key_value_heads * config.head_dim
+        for expert in EXPERTS:
+            for name, width in (("q", inner), ("k", inner_kv), ("v", inner_kv)):
+                self.add_module(f"{name}_proj{expert}", operations.Linear(config.hidden_size, width, **factory))
+            self.add_module(f"o_proj{expert}", operations.Linear(inner, config.hidden_size, bias=False, **factory))
+            for name in ("q_norm", "k_norm"):
+                norm = operations.RMSNorm(config.head_dim, eps=config.rms_norm_eps, **factory)
+                self.add_module(f"{name}{expert}", norm)
+
+    def heads(self, name: str, expert: str, x: Tensor) -> Tensor:
+        return getattr(self, f"{name}_proj{expert}")(x).unflatten(-1, (-1, self.head_dim))  # [B, n, heads, hd]
+
+    def forward(self, streams: Streams, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Streams:
+        pairs = tuple(zip(EXPERTS, streams))
+        q = [getattr(self, "q_norm" + e)(self.heads("q", e, x)) for e, x in pairs]
+        k = [getattr(self, "k_norm" + e)(self.heads("k", e, x)) for e, x in pairs]
+        v = [self.heads("v", e, x) for e, x in pairs]
+        out = attend(rotate(join(q), cos, sin), rotate(join(k), cos, sin), join(v)).flatten(2)  # [B, L, D]
+        parts = out.split([x.shape[1] for x in streams], dim=1)
+        return tuple(getattr(self, "o_proj" + e)(part) for e, part in zip(EXPERTS, parts))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig, operations, **factory):
+        super().__init__()
+        self.self_attn = SelfAttention(config, operations, **factory)
+        for expert in EXPERTS:
+            self.add_module(f"mlp{expert}", MLP(config, operations, **factory))
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+                self.add_module(f"{name}{expert}", norm)
+
+    def forward(self, streams: Streams, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Streams:
+        normed = tuple(getattr(self, "input_layernorm" + e)(x) for e, x in zip(EXPERTS, streams))
+        streams = tuple(x + y for x, y in zip(streams, self.self_attn(normed, cos, sin, attend)))
+        return tuple(
+            x + getattr(self, "mlp" + e)(getattr(self, "post_attention_layernorm" + e)(x))
+            for e, x in zip(EXPERTS, streams)
+        )
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: TextConfig, operations, **factory):
+        super().__init__()
+        self.embed_tokens = operations.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, operations, **factory) for _ in range(config.num_hidden_layers)
+        )
+        for expert in EXPERTS:
+            norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
+            self.add_module(f"norm{expert}", norm)
+
+    def forward(
+        self, streams: Streams, cos: Tensor, sin: Tensor, attend: Attend, on_layer: OnLayer | None = None
+    ) -> Streams:
+        """All layers, without the final norms: each caller needs one stream of the result at most."""
+        for index, layer in enumerate(self.layers):
+            if on_layer is not None:
+                on_layer(index)
+            streams = layer(streams, cos, sin, partial(attend, index))
+        return streams
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: TextConfig, operations, **factory):
+        super().__init__()
+        self.model = Decoder(config, operations, **factory)
+        self.lm_head = operations.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
+
+
+class LanceTransformer(nn.Module):
+    """The language model with both experts and the layers that take latents in and out.
+
+    operations: where layers come from (`torch.nn`, or a host's replacement that casts and offloads).
+    dtype: of the weights and of the computation, float32 or bfloat16.
+    rounded_rope: whether rotary frequencies are rounded to bf16; None: exactly when `dtype` is bfloat16.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        *,
+        attention: Attention = default_attention,
+        operations=nn,
+        dtype=None,
+        device=None,
+        rounded_rope: bool | None = None,
+    ):
+        super().__init__()
+        factory = {"dtype": dtype, "device": device}
+        self.config = config
+        self.attention = attention
+        self.dtype = dtype or torch.get_default_dtype()
+        self.rounded_rope = self.dtype == torch.bfloat16 if rounded_rope is None else rounded_rope
+        self.language_model = LanguageModel(config, operations, **factory)
+        self.time_embedder = TimeEmbedder(config.hidden_size, operations, **factory)
+        self.vae2llm = operations.Linear(LATENT_CHANNELS, config.hidden_size, **factory)
+        self.llm2vae = operations.Linear(config.hidden_size, LATENT_CHANNELS, **factory)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """`rotary_table` of positions `[3, L]` with this model's sections, theta and rounding."""
+        config = self.config
+        return rotary_table(positions, config.mrope_section, config.rope_theta, self.rounded_rope, self.dtype)
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """Token ids `[n]` -> `[1, n, D]`."""
+        return self.language_model.model.embed_tokens(ids)[None].to(self.dtype)
+
+    def embed_latent(self, rows: Tensor, t: Tensor, position_rows: Tensor) -> Tensor:
+        """Latent rows `[B, N, 48]` (normalised) at times t -> `[B, N, D]`.
+
+        t `[B, n]`: each of the n times belongs to N/n consecutive rows, so n is 1, the number of frames, or N.
+        position_rows `[N, D]`.
+        """
+        time = self.time_embedder(t, self.dtype)
+        if t.shape[1] > 1:
+            time = time.repeat_interleave(rows.shape[1] // t.shape[1], dim=1)
+        return self.vae2llm(rows.to(self.dtype)) + time + position_rows
+
+    def noise_block(self, boundary_ids: Tensor, positions: Tensor, latent_ids: Tensor) -> NoiseBlock:
+        """Prepares a noise block: boundary_ids `[2]`, positions `[3, 2 + N]` boundaries first, latent_ids `[N]`."""
+        rows = latent_position_rows(latent_ids, self.config.hidden_size).to(positions.device, self.dtype)
+        return NoiseBlock(self.embed_text(boundary_ids), rows, *self.rotary(positions))
+
+    def prefill(
+        self, blocks: Sequence[Block], past: Context | None = None, on_layer: OnLayer | None = None
+    ) -> Context:
+        """Keys and values of `blocks`, behind those of `past`. One pass: the weights are read once.
+
+        A block sees every block before it and, of itself, everything, or what came before where it is causal.
+        """
+        und, gen, und_positions, gen_positions = [], [], [], []
+        order, lengths = [[], []], []  # where each block's tokens stand in the streams
+        for index, block in enumerate(blocks):
+            own = [self.embed_text(block.ids)]
+            if block.embeddings is not None:
+                own.append(block.embeddings[None].to(self.dtype))
+            und += own
+            n = sum(x.shape[1] for x in own)
+            und_positions.append(block.positions[:, :n])
+            order[0].append(torch.full((n,), index))
+            if block.latent is not None:
+                device = block.latent.device
+                rows = latent_position_rows(block.latent_ids, self.config.hidden_size).to(device, self.dtype)
+                gen.append(self.embed_latent(block.latent[None], block.latent.new_zeros(1, 1), rows))
+                gen_positions.append(block.positions[:, n:])
+                order[1].append(torch.full((gen[-1].shape[1],), index))
+            lengths.append(block.positions.shape[1])
+
+        streams = tuple(torch.cat(parts, dim=1) for parts in (und, gen) if parts)
+        cos, sin = self.rotary(torch.cat(und_positions + gen_positions, dim=1))
+        to_blocks = torch.argsort(torch.cat(order[0] + order[1]), stable=True).to(cos.device) if gen else None
+        to_streams = torch.argsort(to_blocks) if gen else None
+        ends = list(accumulate(lengths))
+        past_layers = past.layers if past is not None else ((),) * self.config.num_hidden_layers
+        layers: list[tuple[tuple[Tensor, Tensor], ...]] = []
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if to_blocks is not None:
+                q, k, v = (x.index_select(1, to_blocks) for x in (q, k, v))
+            pieces = (*past_layers[layer], (k, v))
+            layers.append(pieces)
+            keys, values = joined(pieces)
+            earlier = keys.shape[1] - k.shape[1]
+            out = []
+            for block, length, end in zip(blocks, lengths, ends):
+                mask = lower_right(length, earlier + end, q.device) if block.causal and length > 1 else None
+                visible = slice(0, earlier + end)
+                out.append(self.attend(q[:, end - length : end], keys[:, visible], values[:, visible], mask))
+            out = join(out)
+            return out if to_streams is None else out.index_select(1, to_streams)
+
+        self.language_model.model(streams, cos, sin, attend, on_layer)
+        return Context(tuple(layers))
+
+    def denoise(
+        self, rows: Tensor, t: Tensor, block: NoiseBlock, context: Context, on_layer: OnLayer | None = None
+    ) -> Tensor:
+        """Velocity (from data to noise) of the noise block's rows, `[B, N, 48]`, in the weights' dtype.
+
+        rows `[B, N, 48]` normalised latents; t `[B, n]` as in `embed_latent`. Nothing is kept.
+        """
+        batch = rows.shape[0]
+        gen = self.embed_latent(rows, t, block.position_rows)
+        und = block.boundaries.expand(batch, -1, -1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            pieces = [tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in context.layers[layer]]
+            return self.attend(q, *joined((*pieces, (k, v))))
+
+        _, gen = self.language_model.model((und, gen), block.cos, block.sin, attend, on_layer)
+        return self.llm2vae(self.language_model.model.norm_moe_gen(gen))
+
+    def decode(self, ids: Tensor, positions: Tensor, cache: DecodeCache, on_layer: OnLayer | None = None) -> Tensor:
+        """Logits `[vocab_size]` after one more token: ids `[1]`, positions `[3, 1]`; the cache grows by it."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self.attend(q, *cache.append(layer, k, v))
+
+        (x,) = self.language_model.model((self.embed_text(ids),), *self.rotary(positions), attend, on_layer)
+        cache.length += 1
+        return self.language_model.lm_head(self.language_model.model.norm(x))[0, -1]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`attention` for tensors `[B, L, heads, hd]`."""
+        return self.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2)
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenation over tokens, `[B, n, ...]`; a single part is returned as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
+
+
+def joined(pieces: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values of all pieces, `[B, S, nkv, hd]` each."""
+    return join([k for k, _ in pieces]), join([v for _, v in pieces])
+
+
+def lower_right(length: int, total: int, device) -> Tensor:
+    """Mask `[length, total]` of a causal segment that stands at the end of `total` keys."""
+    return torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
