@@ -14,7 +14,7 @@ import uuid
 import zlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,7 +35,7 @@ MAX_SECONDS = 6.0  # of a clip that the model reads
 FALLBACK_FPS = 24  # of a file that does not tell its rate
 ANIMATION_FORMATS = {"GIF", "WEBP", "PNG", "AVIF"}  # several images of other formats are pages or thumbnails
 SCRIPT_FORMATS = {"tty", "hls", "concat", "dash", "ffmetadata"}  # texts that FFmpeg draws, or follows to other files
-SEEKABLE_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # with an index; elsewhere a seek may miss its frame
+INDEXED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # in others a seek may miss its frame
 PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error)
 BT709, MPEG_RANGE = 1, 1  # FFmpeg's numbers
 ATTACHED_PICTURE = 0x400
@@ -206,15 +206,15 @@ def read_image(path: str | os.PathLike) -> Tensor:
 
 @dataclass(frozen=True)
 class _Index:
-    """Where the frames of a video stream are, found without converting any of them.
+    """Where and when the frames of a video stream are, found without converting any of them.
 
-    positions: of each frame in presentation order, in units of `time_base` seconds; keyframes: those among them that
-    a seek reaches exactly (none: decode from the beginning); timed: positions are the frames' timestamps, not ranks.
+    positions: of each frame in presentation order, its timestamp, or its rank where `timed` is false; keyframes: the
+    positions that a seek reaches exactly (none: decode from the beginning); times: of each frame in seconds.
     """
 
     positions: list[int]
     keyframes: list[int]
-    time_base: float
+    times: np.ndarray
     fps: float
     timed: bool
 
@@ -244,24 +244,31 @@ def _is_cover(stream) -> bool:
     return bool(getattr(getattr(stream, "disposition", None), "value", 0) & ATTACHED_PICTURE)
 
 
+def _index_packets(path: Path, container, stream, fps: float) -> _Index:
+    """The index of a container that stores one, from its packets; nothing is decoded."""
+    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+    if any(packet.is_corrupt for packet in packets):
+        raise LanceError(f"{path} is damaged or cut off; copy or download the file again.")
+    positions = sorted({packet.pts for packet in packets})
+    keyframes = sorted({packet.pts for packet in packets if packet.is_keyframe})
+    return _Index(positions, keyframes, np.array(positions) * float(stream.time_base), fps, timed=True)
+
+
+def _index_frames(container, stream, fps: float) -> _Index:
+    """The index of any other container, whose packets may lack times or frames: every frame is decoded once."""
+    times = [frame.time for frame in container.decode(stream)]
+    ranks = list(range(len(times)))
+    if None in times or any(later <= earlier for earlier, later in zip(times, times[1:])):
+        times = [rank / fps for rank in ranks]
+    return _Index(ranks, [], np.array(times), fps, timed=False)
+
+
 def _index(path: Path) -> _Index:
     with _video_stream(path) as (container, stream):
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-        if any(packet.is_corrupt for packet in packets):
-            raise LanceError(f"{path} is damaged or cut off; copy or download the file again.")
         fps = float(stream.average_rate or stream.guessed_rate or FALLBACK_FPS)
-        seekable = container.format.name in SEEKABLE_FORMATS
-        if packets and all(packet.pts is not None for packet in packets):
-            return _Index(
-                positions=sorted({packet.pts for packet in packets}),
-                keyframes=sorted({packet.pts for packet in packets if packet.is_keyframe and seekable}),
-                time_base=float(stream.time_base),
-                fps=fps,
-                timed=True,
-            )
-    with _video_stream(path) as (container, stream):
-        total = sum(1 for _ in container.decode(stream))
-    return _Index(positions=list(range(total)), keyframes=[], time_base=1 / fps, fps=fps, timed=False)
+        if container.format.name in INDEXED_FORMATS:
+            return _index_packets(path, container, stream, fps)
+        return _index_frames(container, stream, fps)
 
 
 def _positioned(container, stream, timed: bool) -> Iterator[tuple[int, Any]]:
@@ -300,8 +307,7 @@ def _video_pixels(path: Path, sample_fps: float, max_seconds: float) -> list[np.
     index = _index(path)
     if not index.positions:
         raise LanceError(f"{path} has no frames; copy or download the file again.")
-    times = np.array(index.positions) * index.time_base
-    wanted = [index.positions[i] for i in _choose(times, index.fps, sample_fps, max_seconds)]
+    wanted = [index.positions[i] for i in _choose(index.times, index.fps, sample_fps, max_seconds)]
     pixels: list[np.ndarray] = []
     size: tuple[int, int] | None = None
     for frame in _decode(path, index, wanted):
@@ -357,7 +363,8 @@ def _replacing(path: Path) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or error
         raise LanceError(f"{path} cannot be written ({reason}); choose another name or folder.") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing was written where even the folder could not be made
+            partial.unlink()
 
 
 def _as_text(value: Any) -> str:
