@@ -37,7 +37,7 @@ ANIMATION_FORMATS = {"GIF", "WEBP", "PNG", "AVIF"}  # several images of other fo
 SCRIPT_FORMATS = {"tty", "hls", "concat", "dash", "ffmetadata"}  # texts that FFmpeg draws, or follows to other files
 INDEXED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # in others a seek may miss its frame
 PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error)
-BT709, MPEG_RANGE = 1, 1  # FFmpeg's numbers
+BT709, BT601, MPEG_RANGE = 1, 5, 1  # FFmpeg's numbers
 ATTACHED_PICTURE = 0x400
 
 
@@ -222,8 +222,9 @@ class _Index:
 @contextmanager
 def _video_stream(path: Path) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream that is not a cover picture."""
-    # A playlist inside the file must not make FFmpeg fetch anything over the network.
-    with av.open(str(path.absolute()), options={"protocol_whitelist": "file"}) as container:
+    # A playlist inside the file must not make FFmpeg fetch anything over the network. Options for the container
+    # alone: `options` crashes PyAV before 17 where streams appear after the header, as in FLV.
+    with av.open(str(path.absolute()), container_options={"protocol_whitelist": "file"}) as container:
         if container.format.name in SCRIPT_FORMATS:
             raise LanceError(f"{path} is not a picture or a video; give a file such as PNG, JPEG, MP4 or WebM.")
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
@@ -246,11 +247,14 @@ def _is_cover(stream) -> bool:
 
 def _index_packets(path: Path, container, stream, fps: float) -> _Index:
     """The index of a container that stores one, from its packets; nothing is decoded."""
-    packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
-    if any(packet.is_corrupt for packet in packets):
-        raise LanceError(f"{path} is damaged or cut off; copy or download the file again.")
-    positions = sorted({packet.pts for packet in packets})
-    keyframes = sorted({packet.pts for packet in packets if packet.is_keyframe})
+    is_keyframe = {}
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise LanceError(f"{path} is damaged or cut off; copy or download the file again.")
+        if packet.size and not packet.is_discard:
+            is_keyframe[packet.pts] = packet.is_keyframe
+    positions = sorted(is_keyframe)
+    keyframes = [position for position in positions if is_keyframe[position]]
     return _Index(positions, keyframes, np.array(positions) * float(stream.time_base), fps, timed=True)
 
 
@@ -300,7 +304,9 @@ def _decode(path: Path, index: _Index, wanted: Sequence[int]) -> Iterator[Any]:
 def _frame_pixels(frame, width: int, height: int) -> np.ndarray:
     """Bytes `[H, W, 3]` of a decoded frame of that size, upright as its display matrix says."""
     turns = round(getattr(frame, "rotation", 0) / 90)
-    return np.rot90(frame.to_ndarray(format="rgb24", width=width, height=height), turns)
+    # Told no other target, PyAV before 17 ignores the colour matrix of the source.
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, dst_colorspace=BT601)
+    return np.rot90(pixels, turns)
 
 
 def _video_pixels(path: Path, sample_fps: float, max_seconds: float) -> list[np.ndarray]:
@@ -383,6 +389,8 @@ def write_png(image: Tensor, path: str | os.PathLike, *, text: Mapping[str, Any]
         raise LanceError(f"{path} needs one picture [height, width, 3], not {list(image.shape)}; write each by itself.")
     chunks = PngInfo()
     for key, value in (text or {}).items():
+        if not 1 <= len(key) <= 79 or not key.isascii():
+            raise LanceError(f"{path} cannot hold metadata named {key!r}; use a name of 1 to 79 ASCII characters.")
         chunks.add_text(key, _as_text(value))
     with _replacing(path) as partial:
         Image.fromarray(to_bytes(pixels).cpu().numpy()).save(partial, format="PNG", pnginfo=chunks, compress_level=4)
@@ -439,7 +447,7 @@ def write_mp4(
     """
     path = Path(path)
     if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        raise LanceError(f"{path} needs frames [frames, height, width, 3], not {list(frames.shape)}; give at least one.")
+        raise LanceError(f"{path} needs frames [frames, height, width, 3], not {list(frames.shape)}; give one or more.")
     if not (math.isfinite(fps) and 0 < fps <= 1000):
         raise LanceError(f"{path} cannot have {fps} frames per second; give a number above 0, up to 1000.")
     encoder, options = _video_encoder(av.codecs_available)

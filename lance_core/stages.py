@@ -87,12 +87,16 @@ def encode_latent(lance: Lance, frames: Tensor, *, resolution: str | None = "aut
 
     resolution as in `encode_semantic`, with multiples of 16 where it is None. Frames beyond the last 4k+1 are dropped.
     """
-    check_frames(frames)
-    count = whole_frames(frames.shape[0])
-    frames = resized(frames[:count], resolution, "vae", SPATIAL_COMPRESSION)
+    frames = latent_frames(frames, resolution)
     pixels = rearrange(frames * 2 - 1, "F H W c -> 1 c F H W").to(lance.device, lance.dtype)
     mean, _ = vae_of(lance).encode(pixels)
     return mean.float().cpu()
+
+
+def latent_frames(frames: Tensor, resolution: str | None = "auto") -> Tensor:
+    """The frames `[F, H, W, 3]` that `encode_latent` hands to the VAE: 4k+1 of them, in a size that the model knows."""
+    check_frames(frames)
+    return resized(frames[: whole_frames(frames.shape[0])], resolution, "vae", SPATIAL_COMPRESSION)
 
 
 @torch.no_grad()

@@ -1,0 +1,403 @@
+"""The command line: `python -m lance_core understand | generate | edit | decode | inspect | make-tiny | run`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from . import stages
+from .checkpoint import Lance, inspect
+from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
+from .errors import LanceError, LanceWarning
+from .flow import RENORMS
+from .media import read_image, read_media, write_mp4, write_png
+from .resize import RESOLUTIONS
+from .tiny import make_tiny
+from .workflow import Result, read_workflow, run_workflow
+
+LATENT_SUFFIXES = (".safetensors", ".latent")
+SUFFIXES = (".png", ".mp4", *LATENT_SUFFIXES)
+PICTURE_SIZE, CLIP_SIZE = (768, 768), (848, 480)  # width, height where none is given
+CLIP_FRAMES, CLIP_RESOLUTION = 49, "video_480p"
+
+
+class Bars:
+    """Progress on stderr: one bar at a time, a new one whenever something else begins."""
+
+    def __init__(self):
+        self.bar: tqdm | None = None
+        self.label = ""
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if self.bar is None or self.label != label or done <= self.bar.n:
+            self.close()
+            self.label = label
+            self.bar = tqdm(total=total, desc=label, file=sys.stderr, dynamic_ncols=True)
+        self.bar.update(done - self.bar.n)
+        if done >= total:
+            self.close()
+
+
+class Typewriter:
+    """Shows a growing text on stdout."""
+
+    def __init__(self):
+        self.shown = ""
+
+    def __call__(self, text: str) -> None:
+        if text.startswith(self.shown):
+            print(text[len(self.shown) :], end="", flush=True)
+            self.shown = text
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Our own warnings as `warning: sentence` on stderr, each time they happen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LanceWarning)
+        usual = warnings.showwarning
+
+        def show(message, category, *place, **options) -> None:
+            if issubclass(category, LanceWarning):
+                tqdm.write(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *place, **options)
+
+        warnings.showwarning = show
+        yield
+
+
+def load(args: argparse.Namespace) -> Lance:
+    return stages.load_lance(args.model, device=args.device, dtype=args.dtype)
+
+
+def resolution(args: argparse.Namespace) -> str | None:
+    return None if args.resolution == "native" else args.resolution
+
+
+def understand(args: argparse.Namespace, bars: Bars) -> None:
+    lance = load(args)
+    media = [read_media(path) for path in args.media]
+    semantics = [
+        stages.encode_semantic(lance, pixels, resolution=resolution(args), kind=kind) for pixels, kind in media
+    ]
+    typewriter = Typewriter()
+    counted = 0
+
+    def count(text: str) -> None:
+        nonlocal counted
+        counted += 1
+        bars("answer", counted, args.max_new_tokens)
+
+    answer = stages.understand(
+        lance,
+        semantics or None,
+        args.question,
+        system=args.system,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        seed=args.seed,
+        on_token=typewriter if sys.stdout.isatty() else count,
+    )
+    bars.close()
+    typewriter(answer)
+    print()
+
+
+def sampling(args: argparse.Namespace, bars: Bars) -> dict:
+    """What `generate` and `edit` have in common."""
+    return {
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "shift": args.shift,
+        "guidance_interval": tuple(args.guidance_interval),
+        "renorm": args.renorm,
+        "renorm_min": args.renorm_min,
+        "seed": args.seed,
+        "on_step": lambda step, steps, estimate: bars(args.name, step, steps),
+    }
+
+
+def generate(args: argparse.Namespace, bars: Bars) -> None:
+    is_clip = args.first_frame is not None or (args.output is not None and args.output.suffix.lower() == ".mp4")
+    frames = args.frames if args.frames is not None else CLIP_FRAMES if is_clip else 1
+    output = output_path(args.output, Path(f"lance_{args.seed}"), frames)
+    first, size = None, (args.width, args.height)
+    lance = load(args)
+    if args.first_frame is not None:
+        bucket = CLIP_RESOLUTION if args.resolution == "auto" else resolution(args)
+        first = stages.encode_latent(lance, read_image(args.first_frame), resolution=bucket)
+    elif size == (None, None):
+        size = CLIP_SIZE if frames > 1 else PICTURE_SIZE
+    width, height = size
+    latent = stages.generate(
+        lance, args.prompt, width=width, height=height, frames=frames, first_frame=first, **sampling(args, bars)
+    )
+    save(lance, latent, output, args)
+
+
+def edit(args: argparse.Namespace, bars: Bars) -> None:
+    media = [read_media(path) for path in args.media]
+    frames = args.frames if args.frames is not None else media[-1][0].shape[0]
+    output = output_path(args.output, Path(f"lance_{args.seed}"), frames)
+    lance = load(args)
+    bucket = resolution(args)
+    latent = stages.edit(
+        lance,
+        [stages.encode_semantic(lance, pixels, resolution=bucket, kind=kind) for pixels, kind in media],
+        [stages.encode_latent(lance, pixels, resolution=bucket) for pixels, _ in media],
+        args.instruction,
+        task=args.task,
+        width=args.width,
+        height=args.height,
+        frames=args.frames,
+        **sampling(args, bars),
+    )
+    save(lance, latent, output, args)
+
+
+def decode(args: argparse.Namespace, bars: Bars) -> None:
+    latent = read_latent(args.latent)
+    batch, _, t = latent.shape[:3] if latent.ndim == 5 else (1, 0, 1)
+    output = output_path(args.output, args.latent.with_suffix(""), batch * (TEMPORAL_COMPRESSION * (t - 1) + 1))
+    if output.suffix.lower() in LATENT_SUFFIXES:
+        raise LanceError(f"the output {output} is a latent, as the input is; end it in .png or .mp4.")
+    save(load(args), latent, output, args)
+
+
+def show_contents(args: argparse.Namespace, bars: Bars) -> None:
+    print(inspect(args.path))
+
+
+def write_tiny(args: argparse.Namespace, bars: Bars) -> None:
+    print(make_tiny(args.folder, seed=args.seed))
+
+
+def run(args: argparse.Namespace, bars: Bars) -> None:
+    folder = args.workflow.resolve().parent
+
+    def show(result: Result) -> None:
+        bars.close()
+        for line in (*((result.text,) if result.text is not None else ()), *result.files):
+            print(line, flush=True)
+
+    run_workflow(
+        read_workflow(args.workflow),
+        output=args.output,
+        inputs=args.input or (Path.cwd(), folder, folder.parent / "media"),
+        models=args.models or default_models(),
+        overrides=args.set,
+        device=args.device,
+        dtype=args.dtype,
+        progress=bars,
+        on_result=show,
+    )
+
+
+def default_models() -> tuple[Path, ...]:
+    listed = os.environ.get("LANCE_MODELS", "").split(os.pathsep)
+    return (*(Path(folder) for folder in listed if folder), Path("models"))
+
+
+def output_path(given: Path | None, default: Path, frames: int) -> Path:
+    """Where a result of so many frames goes; LanceError, before any work, where that kind of file cannot hold it.
+
+    default: the path without its suffix where none is given; nothing that exists is overwritten then.
+    """
+    if given is None:
+        return unused(default.with_name(f"{default.name}{'.png' if frames == 1 else '.mp4'}"))
+    if given.suffix.lower() not in SUFFIXES:
+        raise LanceError(f"the output {given} is of no kind that can be written; end it in {', '.join(SUFFIXES)}.")
+    if given.suffix.lower() == ".png" and frames > 1:
+        raise LanceError(f"the output {given} is one picture, but there are {frames} frames; end it in .mp4.")
+    return given
+
+
+def unused(path: Path) -> Path:
+    """That path, or the first of `name_2`, `name_3`... that does not exist yet."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}_{number}")
+    return candidate
+
+
+def save(lance: Lance, latent: Tensor, output: Path, args: argparse.Namespace) -> None:
+    """Writes a latent, or the picture or clip it decodes to, as the output's suffix says, and prints the path."""
+    suffix = output.suffix.lower()
+    if suffix in LATENT_SUFFIXES:
+        write_latent(latent, output)
+    else:
+        frames = stages.decode_video(lance, latent, tile=args.tile)
+        if suffix == ".png":
+            write_png(frames, output)
+        else:
+            write_mp4(frames, output, fps=args.fps)
+    print(output)
+
+
+def write_latent(latent: Tensor, path: Path) -> None:
+    """Writes a raw latent `[B, 48, T, h, w]` as ComfyUI's SaveLatent does; the file appears complete or not at all."""
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    # An empty tensor of this name tells LoadLatent that the values are not scaled.
+    tensors = {"latent_tensor": latent.contiguous(), "latent_format_version_0": torch.tensor([])}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise LanceError(f"{path} cannot be written ({error}); choose another name or folder.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_latent(path: Path) -> Tensor:
+    """The latent in a file of `write_latent` or of ComfyUI's SaveLatent."""
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise LanceError(f"{path} does not exist; check the name and the folder.") from None
+    except (OSError, SafetensorError) as error:
+        raise LanceError(f"{path} is not a latent that can be read ({error}); save it again.") from None
+    for name in ("latent_tensor", "samples"):
+        if name in tensors:
+            return tensors[name].float()
+    raise LanceError(f"{path} holds no 'latent_tensor'; give a file saved by generate, edit or ComfyUI's SaveLatent.")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="lance", description="Understand, generate and edit images and videos.")
+    commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    device = argparse.ArgumentParser(add_help=False)
+    device.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    device.add_argument("--dtype", default="auto", help="auto (default: bf16, on the CPU fp32), bf16 or fp32")
+    model = argparse.ArgumentParser(add_help=False, parents=[device])
+    model.add_argument("--model", type=Path, required=True, metavar="PATH", help="checkpoint, such as models/Lance_3B")
+
+    buckets = argparse.ArgumentParser(add_help=False)
+    buckets.add_argument(
+        "--resolution",
+        choices=("auto", "native", *RESOLUTIONS),
+        default="auto",
+        help="size at which the model sees the media; native: as they are (multiples of 16, or 28 for questions)",
+    )
+    painting = painting_options()
+    writing = argparse.ArgumentParser(add_help=False)
+    writing.add_argument("--output", type=Path, metavar="FILE", help=f"file to write, ending in {', '.join(SUFFIXES)}")
+    writing.add_argument("--fps", type=float, default=VIDEO_FPS, help="frames per second of an MP4 (default: 12)")
+    writing.add_argument("--tile", type=int, metavar="ROWS", help="decode in tiles of so many latent rows: less memory")
+
+    one = commands.add_parser("understand", parents=[model, buckets], help="answer a question about pictures or clips")
+    one.add_argument("question", metavar="QUESTION")
+    one.add_argument("--media", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
+    one.add_argument("--system", help="system prompt instead of the official one")
+    one.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    one.add_argument("--temperature", type=float, default=0.0, help="0 (default): always the likeliest token")
+    one.add_argument("--top-p", type=float, default=1.0)
+    one.add_argument("--top-k", type=int, default=0)
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(command=understand)
+
+    one = commands.add_parser("generate", parents=[model, painting, buckets, writing], help="paint a picture or a clip")
+    one.add_argument("prompt", metavar="PROMPT")
+    one.add_argument("--first-frame", type=Path, metavar="IMAGE", help="picture with which the clip begins")
+    one.set_defaults(command=generate)
+
+    one = commands.add_parser("edit", parents=[model, painting, buckets, writing], help="change a picture or a clip")
+    one.add_argument("instruction", metavar="INSTRUCTION")
+    one.add_argument("--media", type=Path, action="append", required=True, metavar="FILE", help="may be repeated")
+    one.add_argument("--task", choices=("edit", "idip"), default="edit", help="idip: paint the same subject anew")
+    one.set_defaults(command=edit)
+
+    one = commands.add_parser("decode", parents=[model, writing], help="turn a saved latent into a picture or a clip")
+    one.add_argument("latent", type=Path, metavar="LATENT.safetensors")
+    one.set_defaults(command=decode)
+
+    one = commands.add_parser("inspect", help="say what a checkpoint holds and lacks, without loading it")
+    one.add_argument("path", type=Path, metavar="PATH")
+    one.set_defaults(command=show_contents)
+
+    one = commands.add_parser("make-tiny", help="write a small random checkpoint, to try things with")
+    one.add_argument("folder", type=Path, metavar="DIR")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(command=write_tiny)
+
+    one = commands.add_parser("run", parents=[device], help="run a ComfyUI workflow in its API format")
+    one.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    one.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE: id, title or class")
+    one.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="default: output")
+    one.add_argument(
+        "--input",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="where LoadImage and LoadVideo look; default: here, the workflow's folder, and ../media beside it",
+    )
+    one.add_argument(
+        "--models", type=Path, action="append", metavar="DIR", help="default: those of $LANCE_MODELS, and models"
+    )
+    one.set_defaults(command=run)
+    return top
+
+
+def painting_options() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--width", type=int, help="pixels, a multiple of 16")
+    options.add_argument("--height", type=int, help="pixels, a multiple of 16")
+    options.add_argument("--frames", type=int, help="4k+1, up to 121; 12 are one second (default: 1, for a clip 49)")
+    options.add_argument("--steps", type=int, default=30)
+    options.add_argument("--guidance", type=float, default=4.0)
+    options.add_argument("--shift", type=float, default=3.5)
+    options.add_argument("--guidance-interval", type=float, nargs=2, default=(0.4, 1.0), metavar=("LOW", "HIGH"))
+    options.add_argument("--renorm", choices=RENORMS, default="global")
+    options.add_argument("--renorm-min", type=float, default=0.0)
+    options.add_argument("--seed", type=int, default=42)
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after an error that was told on stderr, or 130 after Ctrl-C."""
+    args = parser().parse_args(argv)
+    try:
+        with warnings_in_one_line(), Bars() as bars:
+            args.command(args, bars)
+    except LanceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (torch.OutOfMemoryError, MemoryError):
+        print("error: the memory is full; choose a smaller size, fewer frames or --tile 16.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,476 @@
+"""The nodes a workflow may use without ComfyUI: ours over the stages, and the few of ComfyUI's around them.
+
+Names, inputs and meaning are those of the nodes in ComfyUI (nodes.py and comfy_extras of v0.33), so that one graph
+gives the same results in both. IMAGE is float `[F, H, W, 3]` in 0..1, LATENT is {"samples": `[B, 48, T, h, w]`}, MODEL
+and VAE are both the loaded Lance.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from . import media, stages
+from .config import SPATIAL_COMPRESSION, VIDEO_FPS
+from .errors import LanceError
+from .flow import RENORMS
+from .media import read_image, read_video, sample_indices, write_mp4, write_png
+from .resize import RESOLUTIONS
+
+REQUIRED = object()
+
+Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: its type ("IMAGE,VIDEO": either, "*": any), its default (None: may be left open), its choices."""
+
+    type: str
+    default: Any = REQUIRED
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node class: what goes in, the types that come out, and the function between them."""
+
+    inputs: Mapping[str, Input]
+    outputs: tuple[str, ...]
+    run: Callable[..., tuple | Shown]
+    is_output: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What an output node gives: its outputs, the files it wrote, the text it shows."""
+
+    outputs: tuple
+    files: tuple[Path, ...] = ()
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all nodes of one run share. `workflow` goes into the files that are written."""
+
+    workflow: Mapping[str, Any]
+    output: Path
+    inputs: tuple[Path, ...]
+    models: tuple[Path, ...]
+    device: str = "auto"
+    dtype: str = "auto"
+    progress: Progress | None = None
+
+    def on_step(self, label: str) -> Callable[[int, int, Tensor], None] | None:
+        """A callback for `generate` and `edit` that reports to `progress`."""
+        report = self.progress
+        return None if report is None else lambda step, steps, estimate: report(label, step, steps)
+
+    def on_token(self, label: str, limit: int) -> Callable[[str], None] | None:
+        """A callback for `understand` that reports to `progress`: it is called once per token."""
+        if self.progress is None:
+            return None
+        report, written = self.progress, 0
+
+        def count(text: str) -> None:
+            nonlocal written
+            written += 1
+            report(label, written, limit)
+
+        return count
+
+
+@dataclass(frozen=True)
+class Video:
+    """A clip in memory: frames `[F, H, W, 3]` at so many per second."""
+
+    frames: Tensor
+    fps: float
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """A clip that is still in its file; each node reads what it needs of it."""
+
+    path: Path
+
+
+def model_frames(media: Tensor | Video | VideoFile) -> Tensor:
+    """Frames `[F, H, W, 3]` as the model looks at them: a VIDEO at 12 per second, pictures as they are."""
+    if isinstance(media, VideoFile):
+        return read_video(media.path)
+    if isinstance(media, Video):
+        return media.frames[sample_indices(media.frames.shape[0], media.fps)]
+    return media
+
+
+def read_clip(path: Path) -> tuple[Tensor, float]:
+    """Every frame of a clip, `[F, H, W, 3]`, and how many there are per second."""
+    index = media._index(path)
+    frames = list(media._decode(path, index, index.positions))
+    if not frames:
+        raise LanceError(f"{path} has no frames; copy or download the file again.")
+    height, width = frames[0].height, frames[0].width
+    return media._to_frames([media._frame_pixels(frame, width, height) for frame in frames]), index.fps
+
+
+def whole_clip(video: Video | VideoFile) -> Video:
+    """Every frame of a VIDEO."""
+    return Video(*read_clip(video.path)) if isinstance(video, VideoFile) else video
+
+
+def find_file(name: str, folders: Sequence[Path]) -> Path:
+    """The file of that name in the first folder that has it; LanceError where the name leads out of the folders."""
+    relative = os.path.normpath(name.removesuffix(" [input]"))
+    if os.path.isabs(relative) or relative.split(os.sep)[0] == ".." or "\0" in relative:
+        raise LanceError(f"'{name}' leaves the input folder; give a name inside it, or its folder with --input.")
+    for folder in folders:
+        if (folder / relative).is_file():
+            return folder / relative
+    places = ", ".join(str(folder) for folder in folders) or "no folder at all"
+    raise LanceError(f"'{name}' is not in the input folders ({places}); put it there or name its folder with --input.")
+
+
+def find_checkpoint(name: str, folders: Sequence[Path]) -> Path:
+    """The checkpoint of that name, in a models folder or in its subfolder `lance`, or else the path itself."""
+    candidates = [folder / part / name for folder in folders for part in ("lance", "")]
+    for path in (*candidates, Path(name)):
+        if path.exists():
+            return path
+    places = ", ".join(str(folder / "lance") for folder in folders) or "no folder at all"
+    raise LanceError(
+        f"there is no checkpoint '{name}' in the models folders ({places}); download it there, name the folder with"
+        " --models, or choose another one with --set LoadLance.checkpoint=NAME."
+    )
+
+
+def numbered(output: Path, prefix: str, height: int, width: int) -> Callable[[int, str], Path]:
+    """Names for new files `<output>/<prefix>_00001_<suffix>`: (index, suffix) -> path.
+
+    Numbers go on behind the highest that the folder has, so nothing is overwritten; %width%, %height%, %year%, %month%,
+    %day%, %hour%, %minute%, %second% and %batch_num% are filled in, as ComfyUI does (folder_paths.py).
+    """
+    now = time.localtime()
+    fields = {"width": width, "height": height, "year": now.tm_year}
+    for name, value in zip(("month", "day", "hour", "minute", "second"), now[1:6]):
+        fields[name] = f"{value:02}"
+    for name, value in fields.items():
+        prefix = prefix.replace(f"%{name}%", str(value))
+    root = output.resolve()
+    path = Path(os.path.normpath(root / (prefix or "ComfyUI")))
+    if "\0" in prefix or path == root or not path.parent.resolve().is_relative_to(root):
+        raise LanceError(f"the path '{prefix}' leaves the output folder {output}; give a prefix inside it.")
+    pattern = re.compile(re.escape(path.name).replace("%batch_num%", r"\d+") + r"_(\d+)_?\..+")
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    last = max((int(match[1]) for match in map(pattern.fullmatch, names) if match), default=0)
+
+    def name(index: int, suffix: str) -> Path:
+        stem = path.name.replace("%batch_num%", str(index))
+        return path.with_name(f"{stem}_{last + 1 + index:05}_{suffix}")
+
+    return name
+
+
+def load_lance(session: Session, checkpoint: str, weight_dtype: str) -> tuple:
+    dtype = session.dtype if weight_dtype == "default" else weight_dtype
+    lance = stages.load_lance(find_checkpoint(checkpoint, session.models), device=session.device, dtype=dtype)
+    return lance, lance
+
+
+def encode_semantic(session: Session, model, media, resolution: str) -> tuple:
+    resolution = None if resolution == "native" else resolution
+    return (stages.encode_semantic(model, model_frames(media), resolution=resolution),)
+
+
+def encode_latent(session: Session, vae, media, resolution: str) -> tuple:
+    resolution = None if resolution == "native" else resolution
+    return ({"samples": stages.encode_latent(vae, model_frames(media), resolution=resolution)},)
+
+
+def understand(
+    session: Session, model, question, max_new_tokens, sampling, semantic, semantic_2, system, **dynamic
+) -> tuple:
+    options = {name.removeprefix("sampling."): value for name, value in dynamic.items()} if sampling == "on" else {}
+    answer = stages.understand(
+        model,
+        [one for one in (semantic, semantic_2) if one is not None] or None,
+        question,
+        system=system or None,
+        max_new_tokens=max_new_tokens,
+        on_token=session.on_token("answer", max_new_tokens),
+        **options,
+    )
+    return (answer,)
+
+
+def generate(session: Session, model, prompt, first_frame, guidance_start, guidance_end, **options) -> tuple:
+    latent = stages.generate(
+        model,
+        prompt,
+        first_frame=None if first_frame is None else first_frame["samples"],
+        guidance_interval=(guidance_start, guidance_end),
+        on_step=session.on_step("generate"),
+        **options,
+    )
+    return ({"samples": latent},)
+
+
+def edit(
+    session: Session,
+    model,
+    semantic,
+    latent,
+    instruction,
+    semantic_2,
+    latent_2,
+    guidance_start,
+    guidance_end,
+    **options,
+) -> tuple:
+    edited = stages.edit(
+        model,
+        [one for one in (semantic, semantic_2) if one is not None],
+        [one["samples"] for one in (latent, latent_2) if one is not None],
+        instruction,
+        guidance_interval=(guidance_start, guidance_end),
+        on_step=session.on_step("edit"),
+        **options,
+    )
+    return ({"samples": edited},)
+
+
+def decode_video(session: Session, vae, latent, fps: float) -> tuple:
+    frames = stages.decode_video(vae, latent["samples"])
+    return frames, Video(frames, fps)
+
+
+def vae_encode(session: Session, vae, pixels: Tensor) -> tuple:
+    height, width = (side - side % SPATIAL_COMPRESSION for side in pixels.shape[1:3])
+    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+    pixels = pixels[:, top : top + height, left : left + width]
+    return ({"samples": stages.encode_latent(vae, pixels, resolution=None)},)
+
+
+def load_image(session: Session, image: str) -> tuple:
+    path = find_file(image, session.inputs)
+    return read_image(path), transparency(path)
+
+
+def transparency(path: Path) -> Tensor:
+    """MASK `[1, H, W]` of a readable picture, 1 where it is transparent; `[1, 64, 64]` of zeros without alpha."""
+    with Image.open(path) as picture:
+        if not picture.has_transparency_data:
+            return torch.zeros(1, 64, 64)
+        alpha = ImageOps.exif_transpose(picture).convert("RGBA").getchannel("A")
+    return 1 - torch.from_numpy(np.array(alpha, dtype=np.float32) / 255)[None]
+
+
+def image_from_batch(session: Session, image: Tensor, batch_index: int, length: int) -> tuple:
+    count = image.shape[0]
+    start = min(max(batch_index + count if batch_index < 0 else batch_index, 0), count - 1)
+    return (image[start : start + max(length, 1)],)
+
+
+def regex_replace(
+    session: Session, string, regex_pattern, replace, case_insensitive, multiline, dotall, count
+) -> tuple:
+    chosen = ((re.IGNORECASE, case_insensitive), (re.MULTILINE, multiline), (re.DOTALL, dotall))
+    flags = sum(flag for flag, on in chosen if on)
+    try:
+        return (re.sub(regex_pattern, replace, string, count=count, flags=flags),)
+    except (re.error, IndexError) as error:
+        raise LanceError(f"the pattern '{regex_pattern}' is not a regular expression ({error}); correct it.") from None
+
+
+def save_image(session: Session, images: Tensor, filename_prefix: str = "preview") -> Shown:
+    name = numbered(session.output, filename_prefix, *images.shape[1:3])
+    text = {"prompt": json.dumps(session.workflow)}
+    files = tuple(write_png(image, name(index, ".png"), text=text) for index, image in enumerate(images))
+    return Shown((images,), files)
+
+
+def save_video(session: Session, video: Video | VideoFile, filename_prefix: str, **formats) -> Shown:
+    clip = whole_clip(video)
+    path = numbered(session.output, filename_prefix, *clip.frames.shape[1:3])(0, ".mp4")
+    write_mp4(clip.frames, path, fps=clip.fps, metadata={"prompt": json.dumps(session.workflow)})
+    return Shown((video,), (path,))
+
+
+def preview_any(session: Session, source) -> Shown:
+    text = source if isinstance(source, str) else as_text(source)
+    return Shown((text,), text=text)
+
+
+def as_text(value) -> str:
+    try:
+        return str(value) if isinstance(value, (int, float)) else json.dumps(value, indent=4, ensure_ascii=False)
+    except TypeError:
+        return str(value)
+
+
+def get_video_components(session: Session, video: Video | VideoFile) -> tuple:
+    clip = whole_clip(video)
+    return clip.frames, None, clip.fps, 8, "sRGB"
+
+
+def primitive(type_name: str) -> Node:
+    return Node({"value": Input(type_name)}, (type_name,), lambda session, value: (value,))
+
+
+TEXT = Input("STRING")
+RESOLUTION = Input("COMBO", "auto", ("auto", "native", *RESOLUTIONS))
+SAMPLING = {
+    "seed": Input("INT", 42),
+    "steps": Input("INT", 30),
+    "guidance": Input("FLOAT", 4.0),
+    "shift": Input("FLOAT", 3.5),
+    "guidance_start": Input("FLOAT", 0.4),
+    "guidance_end": Input("FLOAT", 1.0),
+    "renorm": Input("COMBO", "global", RENORMS),
+    "renorm_min": Input("FLOAT", 0.0),
+}
+
+NODES: dict[str, Node] = {
+    "LoadLance": Node(
+        {"checkpoint": TEXT, "weight_dtype": Input("COMBO", "default", ("default", "bf16", "fp32"))},
+        ("MODEL", "VAE"),
+        load_lance,
+    ),
+    "EncodeSemantic": Node(
+        {"model": Input("MODEL"), "media": Input("IMAGE,VIDEO"), "resolution": RESOLUTION},
+        ("LANCE_SEMANTIC",),
+        encode_semantic,
+    ),
+    "EncodeLatent": Node(
+        {"vae": Input("VAE"), "media": Input("IMAGE,VIDEO"), "resolution": RESOLUTION}, ("LATENT",), encode_latent
+    ),
+    "LanceUnderstand": Node(
+        {
+            "model": Input("MODEL"),
+            "question": TEXT,
+            "max_new_tokens": Input("INT", 256),
+            "sampling": Input("COMBO", "off", ("off", "on")),
+            "sampling.temperature": Input("FLOAT", 0.7),
+            "sampling.top_p": Input("FLOAT", 0.9),
+            "sampling.top_k": Input("INT", 0),
+            "sampling.seed": Input("INT", 0),
+            "semantic": Input("LANCE_SEMANTIC", None),
+            "semantic_2": Input("LANCE_SEMANTIC", None),
+            "system": Input("STRING", ""),
+        },
+        ("STRING",),
+        understand,
+    ),
+    "LanceGenerate": Node(
+        {
+            "model": Input("MODEL"),
+            "prompt": TEXT,
+            "width": Input("INT"),
+            "height": Input("INT"),
+            "frames": Input("INT", 1),
+            **SAMPLING,
+            "first_frame": Input("LATENT", None),
+        },
+        ("LATENT",),
+        generate,
+    ),
+    "LanceEdit": Node(
+        {
+            "model": Input("MODEL"),
+            "semantic": Input("LANCE_SEMANTIC"),
+            "latent": Input("LATENT"),
+            "instruction": TEXT,
+            "task": Input("COMBO", "edit", ("edit", "idip")),
+            **SAMPLING,
+            "semantic_2": Input("LANCE_SEMANTIC", None),
+            "latent_2": Input("LATENT", None),
+        },
+        ("LATENT",),
+        edit,
+    ),
+    "DecodeVideo": Node(
+        {"vae": Input("VAE"), "latent": Input("LATENT"), "fps": Input("FLOAT", float(VIDEO_FPS))},
+        ("IMAGE", "VIDEO"),
+        decode_video,
+    ),
+    "VAEEncode": Node({"pixels": Input("IMAGE"), "vae": Input("VAE")}, ("LATENT",), vae_encode),
+    "VAEDecode": Node(
+        {"samples": Input("LATENT"), "vae": Input("VAE")},
+        ("IMAGE",),
+        lambda session, samples, vae: (stages.decode_video(vae, samples["samples"]),),
+    ),
+    "LoadImage": Node({"image": TEXT}, ("IMAGE", "MASK"), load_image),
+    "LoadVideo": Node(
+        {"file": TEXT}, ("VIDEO",), lambda session, file: (VideoFile(find_file(file, session.inputs)),)
+    ),
+    "GetVideoComponents": Node(
+        {"video": Input("VIDEO")}, ("IMAGE", "AUDIO", "FLOAT", "INT", "COMBO"), get_video_components
+    ),
+    "CreateVideo": Node(
+        {"images": Input("IMAGE"), "fps": Input("FLOAT", 30.0)},
+        ("VIDEO",),
+        lambda session, images, fps: (Video(images, fps),),
+    ),
+    "ImageFromBatch": Node(
+        {"image": Input("IMAGE"), "batch_index": Input("INT", 0), "length": Input("INT", 1)},
+        ("IMAGE",),
+        image_from_batch,
+    ),
+    "SaveImage": Node(
+        {"images": Input("IMAGE"), "filename_prefix": Input("STRING", "ComfyUI")}, ("IMAGE",), save_image, True
+    ),
+    "PreviewImage": Node({"images": Input("IMAGE")}, ("IMAGE",), save_image, True),
+    "SaveVideo": Node(
+        {
+            "video": Input("VIDEO"),
+            "filename_prefix": Input("STRING", "video/ComfyUI"),
+            "format": Input("COMBO", "auto", ("auto", "mp4")),
+            "format.codec": Input("COMBO", "auto", ("auto", "h264")),
+            "codec": Input("COMBO", "auto", ("auto", "h264")),
+        },
+        ("VIDEO",),
+        save_video,
+        True,
+    ),
+    "PreviewAny": Node({"source": Input("*")}, ("STRING",), preview_any, True),
+    "PrimitiveString": primitive("STRING"),
+    "PrimitiveStringMultiline": primitive("STRING"),
+    "PrimitiveInt": primitive("INT"),
+    "PrimitiveFloat": primitive("FLOAT"),
+    "PrimitiveBoolean": primitive("BOOLEAN"),
+    "StringConcatenate": Node(
+        {"string_a": TEXT, "string_b": TEXT, "delimiter": Input("STRING", "")},
+        ("STRING",),
+        lambda session, string_a, string_b, delimiter: (delimiter.join((string_a, string_b)),),
+    ),
+    "StringReplace": Node(
+        {"string": TEXT, "find": TEXT, "replace": TEXT},
+        ("STRING",),
+        lambda session, string, find, replace: (string.replace(find, replace),),
+    ),
+    "RegexReplace": Node(
+        {
+            "string": TEXT,
+            "regex_pattern": TEXT,
+            "replace": TEXT,
+            "case_insensitive": Input("BOOLEAN", True),
+            "multiline": Input("BOOLEAN", False),
+            "dotall": Input("BOOLEAN", False),
+            "count": Input("INT", 0),
+        },
+        ("STRING",),
+        regex_replace,
+    ),
+}

@@ -1,0 +1,34 @@
+"""The nodes of Lance: schemas, and what adapts `lance_core` to ComfyUI's memory, progress and previews."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from .decode import DecodeVideo
+from .encode import EncodeLatent, EncodeSemantic
+from .load import LoadLance, register_folder
+from .paint import LanceEdit, LanceGenerate
+from .understand import LanceUnderstand
+
+
+class LanceExtension(ComfyExtension):
+    @override
+    async def on_load(self) -> None:
+        register_folder()
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            LoadLance,
+            EncodeSemantic,
+            EncodeLatent,
+            LanceUnderstand,
+            LanceGenerate,
+            LanceEdit,
+            DecodeVideo,
+        ]
+
+
+async def comfy_entrypoint() -> LanceExtension:
+    return LanceExtension()

@@ -1,0 +1,64 @@
+"""Looking at pictures and clips: once for meaning, once for appearance."""
+
+from __future__ import annotations
+
+from comfy_api.latest import Input, io
+from torch import Tensor
+
+from ..lance_core import stages
+from .media import frames_of, media_input, resolution_input, resolution_of
+from .model import with_vision
+from .report import warnings_logged
+from .vae import require_vae
+
+Semantic = io.Custom("LANCE_SEMANTIC")
+
+
+class EncodeSemantic(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EncodeSemantic",
+            display_name="Encode Semantic (Lance)",
+            category="Lance",
+            description="What a picture or clip shows, for Lance to answer questions about and to edit by.",
+            search_aliases=["lance vision", "look at image", "vision encode", "clip vision"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Load Lance; its vision tower looks at the picture."),
+                media_input("Lance sees this and nothing else."),
+                resolution_input(),
+            ],
+            outputs=[Semantic.Output(display_name="semantic")],
+        )
+
+    @classmethod
+    def execute(cls, model, media: Tensor | Input.Video, resolution: str) -> io.NodeOutput:
+        with warnings_logged():
+            frames = frames_of(media)
+            semantic = stages.encode_semantic(with_vision(model), frames, resolution=resolution_of(resolution))
+        return io.NodeOutput(semantic)
+
+
+class EncodeLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EncodeLatent",
+            display_name="Encode Latent (Lance)",
+            category="Lance",
+            description="What a picture or clip looks like, for Lance to edit, or to begin a clip with. As VAE Encode,"
+            " after scaling to a size that the model knows.",
+            search_aliases=["lance vae encode", "reference latent", "image to latent"],
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of Load Lance, or Wan 2.2's from Load VAE."),
+                media_input("The result keeps what this looks like."),
+                resolution_input(),
+            ],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, vae, media: Tensor | Input.Video, resolution: str) -> io.NodeOutput:
+        with warnings_logged():
+            frames = stages.latent_frames(frames_of(media), resolution_of(resolution))
+        return io.NodeOutput({"samples": require_vae(vae).encode(frames)})

@@ -1,0 +1,74 @@
+"""Load Lance: from a folder of models/lance to MODEL and VAE."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..lance_core.checkpoint import list_checkpoints
+from .model import WEIGHT_DTYPES, load_model
+from .vae import load_lance_vae
+
+FOLDER = "lance"
+DOWNLOAD = "hf download bytedance-research/Lance --local-dir"
+
+
+def register_folder() -> None:
+    """Makes models/lance a folder that ComfyUI knows, beside what extra_model_paths.yaml names."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def checkpoints() -> dict[str, Path]:
+    """Names that the node offers, and where they lie; the first folder that has a name wins."""
+    found: dict[str, Path] = {}
+    for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
+        for name in list_checkpoints(folder):
+            found.setdefault(name, folder / name)
+    return found
+
+
+class LoadLance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadLance",
+            display_name="Load Lance",
+            category="Lance",
+            description="Loads a Lance checkpoint from models/lance: one model that understands, generates and edits.",
+            search_aliases=["lance", "bytedance lance", "lance loader", "lance checkpoint"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=sorted(checkpoints()),
+                    tooltip="Decides what the model is good at: Lance_3B for pictures, Lance_3B_Video for clips (and"
+                    " pictures). Folders and single files of models/lance are listed.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=["default", *WEIGHT_DTYPES],
+                    tooltip="Memory against exactness: bf16 needs 12 GB, as the model was released, fp32 twice that."
+                    " Default takes bf16 on a GPU and fp32 on a CPU.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Model.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str) -> bool | str:
+        known = checkpoints()
+        if checkpoint in known:
+            return True
+        folder = folder_paths.get_folder_paths(FOLDER)[0]
+        there = f"there are {', '.join(sorted(known))}" if known else "there is none"
+        return (
+            f"Load Lance: no checkpoint '{checkpoint}' in {folder} ({there}); choose one of the list, or download it"
+            f" with: {DOWNLOAD} {folder}"
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
+        path = str(checkpoints()[checkpoint])
+        return io.NodeOutput(load_model(path, weight_dtype), load_lance_vae(path))

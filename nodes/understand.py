@@ -1,0 +1,106 @@
+"""Asking Lance about pictures and clips, or about nothing but words."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..lance_core import stages
+from .encode import Semantic
+from .model import with_decoder
+from .report import token_callback, warnings_logged
+
+
+class LanceUnderstand(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        sampled = [
+            io.Float.Input(
+                "temperature",
+                default=0.7,
+                min=0.01,
+                max=2.0,
+                step=0.01,
+                tooltip="Higher answers are more varied and less reliable.",
+            ),
+            io.Float.Input(
+                "top_p", default=0.9, min=0.01, max=1.0, step=0.01, tooltip="Lower keeps to the likeliest words."
+            ),
+            io.Int.Input(
+                "top_k", default=0, min=0, max=1000, tooltip="Lower keeps to the likeliest words; 0 sets no limit."
+            ),
+            io.Int.Input(
+                "seed",
+                default=0,
+                min=0,
+                max=0xFFFFFFFFFFFFFFFF,
+                control_after_generate=True,
+                tooltip="Another seed gives another answer.",
+            ),
+        ]
+        return io.Schema(
+            node_id="LanceUnderstand",
+            display_name="Lance Understand",
+            category="Lance",
+            description="Answers a question about pictures or clips. The answer is text that other nodes can use, such"
+            " as Lance Edit's instruction.",
+            search_aliases=["lance ask", "vqa", "caption", "describe image", "image to text", "llm"],
+            inputs=[
+                io.Model.Input("model", tooltip="The MODEL of Load Lance."),
+                io.String.Input(
+                    "question",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    placeholder="What is in the picture?",
+                    tooltip="What you want to know. Ask for the form you need: 'in one sentence', 'yes or no'.",
+                ),
+                io.Int.Input(
+                    "max_new_tokens",
+                    default=256,
+                    min=1,
+                    max=4096,
+                    tooltip="Cuts longer answers off; a token is about three quarters of a word.",
+                ),
+                io.DynamicCombo.Input(
+                    "sampling",
+                    options=[io.DynamicCombo.Option("off", []), io.DynamicCombo.Option("on", sampled)],
+                    tooltip="Off gives the likeliest answer, the same every time; on varies it with the seed.",
+                ),
+                Semantic.Input(
+                    "semantic",
+                    optional=True,
+                    tooltip="The picture or clip that the question is about; without one Lance answers from words alone.",
+                ),
+                Semantic.Input(
+                    "semantic_2", optional=True, tooltip="A second picture or clip, which stands behind the first."
+                ),
+                io.String.Input(
+                    "system",
+                    multiline=True,
+                    optional=True,
+                    default="",
+                    tooltip="Replaces the official system prompt; leave empty unless you know what the model was"
+                    " trained with.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.String.Output(display_name="answer")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, question: str, max_new_tokens: int, sampling: dict, semantic=None, semantic_2=None, system: str = ""
+    ) -> io.NodeOutput:
+        options = {name: value for name, value in sampling.items() if name != "sampling"}
+        with warnings_logged():
+            answer = stages.understand(
+                with_decoder(model),
+                [s for s in (semantic, semantic_2) if s is not None],
+                question,
+                system=system or None,
+                max_new_tokens=max_new_tokens,
+                on_token=token_callback(cls.hidden.unique_id, max_new_tokens),
+                **options,
+            )
+        return io.NodeOutput(answer)
