@@ -8,7 +8,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -235,6 +235,9 @@ def output_path(given: Path | None, default: Path, frames: int) -> Path:
         raise LanceError(f"the output {given} is of no kind that can be written; end it in {', '.join(SUFFIXES)}.")
     if given.suffix.lower() == ".png" and frames > 1:
         raise LanceError(f"the output {given} is one picture, but there are {frames} frames; end it in .mp4.")
+    folder = next(parent for parent in given.absolute().parents if parent.exists())
+    if given.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise LanceError(f"{given} cannot be written; choose another name or folder.")
     return given
 
 
@@ -273,7 +276,8 @@ def write_latent(latent: Tensor, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise LanceError(f"{path} cannot be written ({error}); choose another name or folder.") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing was written where even the folder could not be made
+            partial.unlink()
 
 
 def read_latent(path: Path) -> Tensor:

@@ -258,14 +258,15 @@ def _pickle_header(path: Path) -> dict[str, Stored]:
 def _open_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth`, memory-mapped."""
     remedy = f"use {VAE_WEIGHTS} of {REPOSITORY}"
-    if not zipfile.is_zipfile(path):
-        raise LanceError(f"{path} was not opened: it is cut off, or no archive of tensors; {remedy}.")
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        archive = zipfile.is_zipfile(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if archive else None
     except pickle.UnpicklingError:
         raise LanceError(f"{path} was refused: it holds more than tensors and could run code; {remedy}.") from None
     except Exception as error:  # a damaged archive makes torch raise whatever its parsers meet first
         raise LanceError(f"{path} cannot be read, it is damaged ({_brief(error)}); {remedy}.") from None
+    if not archive:
+        raise LanceError(f"{path} was not opened: it is cut off, or no archive of tensors; {remedy}.")
     named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise LanceError(f"{path} is not a table of named tensors; {remedy}.")

@@ -215,7 +215,7 @@ def find_input(workflow: Workflow, target: str) -> tuple[str, str]:
                 f"{label(workflow, matches[0])} has no input '{input_name}'; it has {', '.join(names)}."
             )
     known = ", ".join(f"{node_id} ({node['class_type']})" for node_id, node in workflow.items())
-    raise LanceError(f"'{target}' names no node and input of this workflow; write node.input=value, node being of {known}.")
+    raise LanceError(f"'{target}' names nothing in this workflow; write node.input=value with one of {known}.")
 
 
 def find_nodes(workflow: Workflow, name: str) -> list[str]:

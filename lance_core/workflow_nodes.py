@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -118,12 +119,13 @@ def model_frames(media: Tensor | Video | VideoFile) -> Tensor:
 
 def read_clip(path: Path) -> tuple[Tensor, float]:
     """Every frame of a clip, `[F, H, W, 3]`, and how many there are per second."""
-    index = media._index(path)
-    frames = list(media._decode(path, index, index.positions))
-    if not frames:
-        raise LanceError(f"{path} has no frames; copy or download the file again.")
-    height, width = frames[0].height, frames[0].width
-    return media._to_frames([media._frame_pixels(frame, width, height) for frame in frames]), index.fps
+    with media._reading(path, (*media.PICTURE_ERRORS, av.error.FFmpegError)):
+        index = media._index(path)
+        frames = list(media._decode(path, index, index.positions))
+        if not frames:
+            raise LanceError(f"{path} has no frames; copy or download the file again.")
+        height, width = frames[0].height, frames[0].width
+        return media._to_frames([media._frame_pixels(frame, width, height) for frame in frames]), index.fps
 
 
 def whole_clip(video: Video | VideoFile) -> Video:
@@ -169,9 +171,10 @@ def numbered(output: Path, prefix: str, height: int, width: int) -> Callable[[in
     for name, value in fields.items():
         prefix = prefix.replace(f"%{name}%", str(value))
     root = output.resolve()
-    path = Path(os.path.normpath(root / (prefix or "ComfyUI")))
-    if "\0" in prefix or path == root or not path.parent.resolve().is_relative_to(root):
+    target = Path(os.path.normpath(root / (prefix or "ComfyUI")))
+    if "\0" in prefix or target == root or not target.parent.resolve().is_relative_to(root):
         raise LanceError(f"the path '{prefix}' leaves the output folder {output}; give a prefix inside it.")
+    path = output / target.relative_to(root)
     pattern = re.compile(re.escape(path.name).replace("%batch_num%", r"\d+") + r"_(\d+)_?\..+")
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     last = max((int(match[1]) for match in map(pattern.fullmatch, names) if match), default=0)
