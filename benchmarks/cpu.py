@@ -38,7 +38,7 @@ ANSWER = 64  # tokens written when decoding is timed
 
 @dataclass(frozen=True)
 class Size:
-    """A model and a picture. Heads and MLP have the release's proportions: 8 heads per key/value head, 5.375 D."""
+    """A model and a picture. The MLP is 5.375 times as wide as the model, as in the release."""
 
     hidden: int
     layers: int
@@ -66,7 +66,7 @@ class Size:
 
 SIZES = {
     "a": Size(hidden=512, layers=8, heads=16, kv_heads=2, sections=(4, 6, 6), side=16),
-    "b": Size(hidden=64, layers=4, heads=8, kv_heads=1, sections=(1, 1, 2), side=48),
+    "b": Size(hidden=64, layers=4, heads=4, kv_heads=2, sections=(2, 3, 3), side=48),
 }
 
 
@@ -104,10 +104,12 @@ class Request:
         """Latents `[1, 48, 1, h, w]` of the reference."""
         return [random(1, 48, *self.grid)] if self.task == "edit" else []
 
-    def run(self, steps: int, on_step: stages.OnStep | None = None, guidance: float = 4.0) -> Tensor:
-        """The latent after some steps, the same every time."""
+    def run(
+        self, steps: int, on_step: stages.OnStep | None = None, guidance: float = 4.0, noise: Tensor | None = None
+    ) -> Tensor:
+        """The latent `[1, 48, 1, h, w]` after some steps, the same every time."""
         sampling = stages.Sampling(steps, guidance, 3.5, (0.4, 1.0), "global", 0.0)
-        noise = random(1, 48, *self.grid)
+        noise = random(1, 48, *self.grid) if noise is None else noise
         with torch.inference_mode():
             return stages.paint(
                 self.lance, self.sequence, self.semantics, self.latents, sampling, noise, None, on_step

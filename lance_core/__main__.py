@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from .checkpoint import Lance, inspect
 from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError, LanceWarning
 from .flow import RENORMS
-from .media import read_image, read_media, write_mp4, write_png
+from .media import read_image, read_media, replacing, write_mp4, write_png
 from .resize import RESOLUTIONS
 from .tiny import make_tiny
 from .workflow import Result, read_workflow, run_workflow
@@ -266,18 +265,10 @@ def save(lance: Lance, latent: Tensor, output: Path, args: argparse.Namespace) -
 
 def write_latent(latent: Tensor, path: Path) -> None:
     """Writes a raw latent `[B, 48, T, h, w]` as ComfyUI's SaveLatent does; the file appears complete or not at all."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
     # An empty tensor of this name tells LoadLatent that the values are not scaled.
     tensors = {"latent_tensor": latent.contiguous(), "latent_format_version_0": torch.tensor([])}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
         save_file(tensors, partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise LanceError(f"{path} cannot be written ({error}); choose another name or folder.") from None
-    finally:
-        with suppress(OSError):  # nothing was written where even the folder could not be made
-            partial.unlink()
 
 
 def read_latent(path: Path) -> Tensor:

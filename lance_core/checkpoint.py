@@ -160,11 +160,11 @@ def find_checkpoint(path: str | Path) -> CheckpointFiles:
     path = Path(path).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise LanceError(f"{path} is not a checkpoint; give a .safetensors file or a folder in the release's layout.")
+            raise LanceError(f"{path} is not a checkpoint; give a .safetensors file or a release's folder.")
         return _files(path.parent, path, "video" if "video" in path.stem.lower() else _variant(path.parent))
     if not path.is_dir():
         raise LanceError(f"{path} does not exist; get Lance with `{_download('', path)}`.")
-    weights = _first(path / name for name in (WEIGHTS, EMA_WEIGHTS, WEIGHTS_INDEX))
+    weights = _weights(path)
     if weights or (path / "llm_config.json").is_file():
         return _files(path, weights, _variant(path))
     folders = [path / name for name in LANGUAGE_FOLDERS.values() if (path / name).is_dir()]
@@ -179,6 +179,18 @@ def find_checkpoint(path: str | Path) -> CheckpointFiles:
     raise LanceError(f"{path} holds no Lance checkpoint; get one with `{_download('', path)}`.")
 
 
+def list_checkpoints(folder: str | Path) -> list[str]:
+    """Names of the checkpoints in a folder of models: with the folder before it, each is a path for `find_checkpoint`.
+
+    Listed are language models' folders, here or in a release's folder, and single files; nothing is opened.
+    """
+    folder = Path(folder)
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    files = [path for path in entries if path.suffix == ".safetensors" and path.name not in VAE_NAMES]
+    inside = [path / name for path in entries for name in ("", *LANGUAGE_FOLDERS.values())]
+    return [path.relative_to(folder).as_posix() for path in (*(p for p in inside if _weights(p)), *files)]
+
+
 def _files(folder: Path, weights: Path | None, variant: str) -> CheckpointFiles:
     around = (folder, folder.parent)
     return CheckpointFiles(
@@ -191,6 +203,10 @@ def _files(folder: Path, weights: Path | None, variant: str) -> CheckpointFiles:
         vision_config=_first(place / VISION_CONFIG for place in around),
         vae=_first(place / name for place in around for name in VAE_NAMES),
     )
+
+
+def _weights(folder: Path) -> Path | None:
+    return _first(folder / name for name in (WEIGHTS, EMA_WEIGHTS, WEIGHTS_INDEX))
 
 
 def _first(candidates: Iterable[Path]) -> Path | None:
@@ -220,8 +236,8 @@ def _remedy(files: CheckpointFiles, name: str) -> str:
 def read_header(path: str | Path) -> dict[str, Stored]:
     """Every tensor of a `.safetensors` or `.pth` file, by name, without reading its data.
 
-    A `.pth` is unpickled with `weights_only`: nothing in it runs. Raises LanceError for a file that is missing, cut off,
-    damaged, or whose header contradicts itself.
+    A `.pth` is unpickled with `weights_only`: nothing in it runs. Raises LanceError for a file that is missing, cut
+    off, damaged, or whose header contradicts itself.
     """
     path = Path(path)
     if not path.is_file():
@@ -491,32 +507,64 @@ def load_lance(
     device: "auto" (CUDA, else MPS, else the CPU), a name or a torch.device. dtype: "auto" (bfloat16, on the CPU
     float32), "bf16", "fp32" or a torch.dtype; it is that of the weights and of the computation. attention: "auto" or
     "sdpa" for torch's, or a callable like `attention.attention`. A missing vision tower or VAE is None in the result.
-    Beyond the model itself loading takes about 300 MB of host memory. Raises LanceError for whatever is missing, damaged
-    or of the wrong shape, before any memory is taken.
+    Beyond the model itself loading takes about 250 MB of host memory. Raises LanceError for whatever is missing,
+    damaged or of the wrong shape, before any memory is taken.
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     attend = resolve_attention(attention)
-    files = find_checkpoint(path)
+    return load_parts(find_checkpoint(path), device=device, dtype=dtype, attention=attend)
+
+
+def load_parts(
+    files: CheckpointFiles,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: Attention = default_attention,
+    operations=nn,
+    vae: bool = True,
+) -> Lance:
+    """The model from these files, with a host's layers (`operations`) if it has some, and without the VAE on request.
+
+    Otherwise as `load_lance`.
+    """
     config = read_config(files)
     contents = read_contents(files)
     for problem in chain(_language_problems(files, contents, config), _vision_problems(files, contents, config)):
         raise LanceError(problem)
-    vae = _vae_config(contents)
+    vae_sizes = _vae_config(contents) if vae else None
     tokenizer = _tokenizer(files, config.text)
 
-    empty = {"dtype": dtype, "device": "meta"}
+    factory = {"operations": operations, "dtype": dtype, "device": "meta"}
+    transformer = LanceTransformer(config.text, attention=attention, **factory)
+    vision = VisionTower(config.vision, attention=attention, **factory) if contents.vision else None
+    first_stage = WanVAE(vae_sizes, **factory) if vae_sizes else None
     return Lance(
         config=config,
-        transformer=_place(LanceTransformer(config.text, attention=attend, **empty), contents.language, device),
-        vision=_place(VisionTower(config.vision, attention=attend, **empty), contents.vision, device)
-        if contents.vision
-        else None,
-        vae=_place(WanVAE(vae, **empty), contents.vae, device) if vae else None,
+        transformer=_place(transformer, contents.language, device),
+        vision=_place(vision, contents.vision, device) if vision else None,
+        vae=_place(first_stage, contents.vae, device) if first_stage else None,
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
     )
+
+
+def load_vae(
+    files: CheckpointFiles,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    operations=nn,
+    network: type[WanVAE] = WanVAE,
+) -> WanVAE | None:
+    """The VAE alone, as an instance of `network`; None where the checkpoint has none. Otherwise as `load_lance`."""
+    contents = read_contents(files)
+    config = _vae_config(contents)
+    if config is None:
+        return None
+    return _place(network(config, operations=operations, dtype=dtype, device="meta"), contents.vae, device)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -641,9 +689,9 @@ def inspect(path: str | Path) -> Inspection:
     if not files.llm_config:
         problems.append(f"{files.folder / 'llm_config.json'} is missing; {_remedy(files, 'llm_config.json')}.")
     if not files.vision and not contents.vision:
-        problems.append(f"The vision tower is missing, without which Lance cannot see; {_remedy(files, VISION_WEIGHTS)}.")
+        problems.append(f"The vision tower is missing: Lance cannot see; {_remedy(files, VISION_WEIGHTS)}.")
     if not files.vae and not contents.vae:
-        problems.append(f"The VAE is missing, without which there are no pictures; {_remedy(files, VAE_WEIGHTS)}.")
+        problems.append(f"The VAE is missing: Lance cannot read or make pictures; {_remedy(files, VAE_WEIGHTS)}.")
     return Inspection(
         folder=files.folder,
         variant=files.variant,

@@ -344,6 +344,18 @@ def read_video(
         return _to_frames(_video_pixels(path, fps, max_seconds))
 
 
+def read_clip(path: str | os.PathLike) -> tuple[Tensor, float]:
+    """Every frame of a video file, `[F, H, W, 3]`, and how many there are per second. Errors as in `read_video`."""
+    path = _existing(path)
+    with _reading(path, (*PICTURE_ERRORS, av.error.FFmpegError)):
+        index = _index(path)
+        frames = list(_decode(path, index, index.positions))
+        if not frames:
+            raise LanceError(f"{path} has no frames; copy or download the file again.")
+        height, width = frames[0].height, frames[0].width
+        return _to_frames([_frame_pixels(frame, width, height) for frame in frames]), index.fps
+
+
 def read_media(path: str | os.PathLike) -> tuple[Tensor, Literal["image", "video"]]:
     """The frames of a picture or a clip, as `read_image` or `read_video` gives them, and which of the two it is."""
     path = _existing(path)
@@ -358,7 +370,7 @@ def read_media(path: str | os.PathLike) -> tuple[Tensor, Literal["image", "video
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it takes the place of `path` on success and is removed on any error."""
     partial = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
@@ -392,7 +404,7 @@ def write_png(image: Tensor, path: str | os.PathLike, *, text: Mapping[str, Any]
         if not 1 <= len(key) <= 79 or not key.isascii():
             raise LanceError(f"{path} cannot hold metadata named {key!r}; use a name of 1 to 79 ASCII characters.")
         chunks.add_text(key, _as_text(value))
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         Image.fromarray(to_bytes(pixels).cpu().numpy()).save(partial, format="PNG", pnginfo=chunks, compress_level=4)
     return path
 
@@ -451,6 +463,6 @@ def write_mp4(
     if not (math.isfinite(fps) and 0 < fps <= 1000):
         raise LanceError(f"{path} cannot have {fps} frames per second; give a number above 0, up to 1000.")
     encoder, options = _video_encoder(av.codecs_available)
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         _encode(_even(frames), partial, fps, metadata or {}, encoder, options)
     return path

@@ -19,7 +19,9 @@ def inverse_frequencies(dim: int, theta: float, rounded: bool, device=None) -> T
     return frequencies.to(torch.bfloat16).float() if rounded else frequencies
 
 
-def rotary_table(positions: Tensor, sections: Sequence[int], theta: float, rounded: bool, dtype) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    positions: Tensor, sections: Sequence[int], theta: float, rounded: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines for `rotate`, each `[L, 1, hd]` float32 with values that `dtype` can hold.
 
     positions `[3, L]` (time, height, width); sections: how many frequencies follow each axis, `sum * 2 == hd`.

@@ -29,7 +29,7 @@ from .rope import rotary_table, rotate
 
 EXPERTS = ("", "_moe_gen")
 
-Streams = tuple[Tensor, ...]  # [B, n, D] of the understanding expert, then, where there are any, of the generation expert
+Streams = tuple[Tensor, ...]  # [B, n, D] of the understanding expert and, where there are any, of the other one
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v `[B, L, heads, hd]`) -> `[B, L, nh, hd]`
 OnLayer = Callable[[int], None]  # called before every layer; may raise to stop
 

@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from . import media, stages
+from . import stages
 from .config import SPATIAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError
 from .flow import RENORMS
-from .media import read_image, read_video, sample_indices, write_mp4, write_png
+from .media import read_clip, read_image, read_video, sample_indices, write_mp4, write_png
 from .resize import RESOLUTIONS
 
 REQUIRED = object()
@@ -115,17 +114,6 @@ def model_frames(media: Tensor | Video | VideoFile) -> Tensor:
     if isinstance(media, Video):
         return media.frames[sample_indices(media.frames.shape[0], media.fps)]
     return media
-
-
-def read_clip(path: Path) -> tuple[Tensor, float]:
-    """Every frame of a clip, `[F, H, W, 3]`, and how many there are per second."""
-    with media._reading(path, (*media.PICTURE_ERRORS, av.error.FFmpegError)):
-        index = media._index(path)
-        frames = list(media._decode(path, index, index.positions))
-        if not frames:
-            raise LanceError(f"{path} has no frames; copy or download the file again.")
-        height, width = frames[0].height, frames[0].width
-        return media._to_frames([media._frame_pixels(frame, width, height) for frame in frames]), index.fps
 
 
 def whole_clip(video: Video | VideoFile) -> Video:

@@ -18,8 +18,7 @@ class DecodeVideo(io.ComfyNode):
             node_id="DecodeVideo",
             display_name="Decode Video (Lance)",
             category="Lance",
-            description="Turns a latent into pictures, and into a clip that Save Video takes. A picture is a clip of one"
-            " frame.",
+            description="Turns a latent into pictures, and into a clip that Save Video takes. A picture is one frame.",
             search_aliases=["lance vae decode", "latent to video", "latent to image"],
             inputs=[
                 io.Vae.Input("vae", tooltip="The VAE of Load Lance, or Wan 2.2's from Load VAE."),

@@ -1,4 +1,4 @@
-"""Lance on a MODEL wire: a patcher, so that ComfyUI decides what lies on which device, and the vision tower beside it."""
+"""Lance on a MODEL wire: a patcher, so that ComfyUI decides what lies where, and the vision tower beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Painting: pictures and clips from words, from a first frame, and from what other pictures become by an instruction."""
+"""Painting: pictures and clips from words, from a first frame, and from other pictures by an instruction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sampling_inputs() -> list[io.Input]:
             min=1.0,
             max=20.0,
             step=0.1,
-            tooltip="Higher follows the words more closely, too high looks burnt; 1 switches it off and halves the time.",
+            tooltip="Higher follows the words more closely, too high looks burnt; 1 is off and takes half the time.",
         ),
         io.Float.Input(
             "shift",
@@ -103,7 +103,7 @@ class LanceGenerate(io.ComfyNode):
                     dynamic_prompts=True,
                     default="",
                     placeholder="A red fox in the snow, golden hour",
-                    tooltip="What is to be seen. Whole sentences with colours, places and, for clips, motion work best.",
+                    tooltip="What is to be seen. Whole sentences with colours, places and, for clips, motion do best.",
                 ),
                 io.Int.Input(
                     "width",
@@ -111,7 +111,7 @@ class LanceGenerate(io.ComfyNode):
                     min=SPATIAL_COMPRESSION,
                     max=MAX_PIXELS_WIDE,
                     step=SPATIAL_COMPRESSION,
-                    tooltip="Larger is slower, with the square of the pixels for clips; 768 for pictures, 848 for clips.",
+                    tooltip="Larger is slower, clips with the square of it; the model likes 768 for pictures, 848 for clips.",
                 ),
                 io.Int.Input(
                     "height",
@@ -119,7 +119,7 @@ class LanceGenerate(io.ComfyNode):
                     min=SPATIAL_COMPRESSION,
                     max=1024,
                     step=SPATIAL_COMPRESSION,
-                    tooltip="Larger is slower, with the square of the pixels for clips; 768 for pictures, 480 for clips.",
+                    tooltip="Larger is slower, clips with the square of it; the model likes 768 for pictures, 480 for clips.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -163,8 +163,8 @@ class LanceEdit(io.ComfyNode):
             node_id="LanceEdit",
             display_name="Lance Edit",
             category="Lance",
-            description="Changes a picture or clip by an instruction, or paints its subject anew. Connect both encodings"
-            " of the same picture.",
+            description="Changes a picture or clip by an instruction, or paints its subject anew. Connect both"
+            " encodings of the same picture.",
             search_aliases=["lance image edit", "lance video edit", "instruct edit", "reference image", "subject"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of Load Lance."),

@@ -69,7 +69,7 @@ class LanceUnderstand(io.ComfyNode):
                 Semantic.Input(
                     "semantic",
                     optional=True,
-                    tooltip="The picture or clip that the question is about; without one Lance answers from words alone.",
+                    tooltip="What the question is about; without a picture or clip Lance answers from words alone.",
                 ),
                 Semantic.Input(
                     "semantic_2", optional=True, tooltip="A second picture or clip, which stands behind the first."

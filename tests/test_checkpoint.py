@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from lance_core.checkpoint import (
     POSITION_TABLE,
     find_checkpoint,
     inspect,
+    list_checkpoints,
     load_lance,
+    load_parts,
+    load_vae,
     official_shapes,
     read_header,
     save_checkpoint,
@@ -28,7 +32,7 @@ from lance_core.checkpoint import (
 from lance_core.config import LanceConfig, TextConfig
 from lance_core.errors import LanceError
 from lance_core.tiny import make_tiny, random_lance, tokenizer_specification
-from lance_core.vae import VAEConfig
+from lance_core.vae import VAEConfig, WanVAE
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 
@@ -240,6 +244,41 @@ def test_attention_of_the_host_is_used():
     lance.vision(torch.zeros(3, 2, 56, 56))
     assert len(seen) == lance.config.vision.depth
     assert lance.transformer.attention is attention
+
+
+def test_a_host_brings_its_own_layers_and_its_own_vae():
+    class Linear(torch.nn.Linear):
+        pass
+
+    class Operations(SimpleNamespace):
+        def __getattr__(self, name):
+            return getattr(torch.nn, name)
+
+    class VAE(WanVAE):
+        pass
+
+    files, options = find_checkpoint(TINY), {"device": torch.device("cpu"), "dtype": torch.float32}
+    lance = load_parts(files, operations=Operations(Linear=Linear), vae=False, **options)
+    linears = [m for m in (*lance.transformer.modules(), *lance.vision.modules()) if isinstance(m, torch.nn.Linear)]
+    assert linears and all(type(module) is Linear for module in linears) and lance.vae is None
+    assert same(lance.transformer, load_lance(TINY).transformer)
+    vae = load_vae(files, network=VAE, **options)
+    assert type(vae) is VAE and same(vae, load_lance(TINY).vae)
+    assert load_vae(replace(files, vae=None), **options) is None
+
+
+def test_checkpoints_of_a_folder_are_listed(tmp_path):
+    shutil.copytree(TINY, tmp_path / "tiny")
+    shutil.copytree(TINY / "Lance_3B", tmp_path / "Lance_3B_Video")
+    shutil.copytree(TINY / "Qwen2.5-VL-ViT", tmp_path / "Qwen2.5-VL-ViT")
+    shutil.copy(weights(TINY), tmp_path / "single.safetensors")
+    (tmp_path / "wan2.2_vae.safetensors").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    names = list_checkpoints(tmp_path)
+    assert sorted(names) == ["Lance_3B_Video", "single.safetensors", "tiny/Lance_3B"]
+    for name in names:
+        assert find_checkpoint(tmp_path / name).language_model.is_file()
+    assert list_checkpoints(tmp_path / "nothing") == []
 
 
 # ---- what is refused
@@ -493,7 +532,10 @@ def loads_or_refuses(path: Path) -> None:
 
 
 @FUZZ
-@given(flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size=1, max_size=8), header=st.booleans())
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), min_size=1, max_size=8),
+    header=st.booleans(),
+)
 def test_flipped_bytes_of_the_weights(tmp_path_factory, flips, header):
     raw = bytearray(weights(TINY).read_bytes())
     end = 8 + struct.unpack("<Q", raw[:8])[0] if header else len(raw)

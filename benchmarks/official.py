@@ -1,0 +1,346 @@
+"""The official code and ours on a CPU, one after the other: `python benchmarks/official.py --official CHECKOUT`.
+
+CHECKOUT is a clone of github.com/bytedance/Lance (only `modeling`, `common`, `config` and `data` are read). It wants
+transformers 4.49.0, imageio and PyYAML beside torch and what `lance_core` needs; give it an environment of its own.
+
+Both sides get the same random weights, token ids, positions' grids and embeddings of the reference, and compute in
+float32. The official loops `validation_gen_KVcache` and `validation_und_KVcache` run as they are, but for what a CPU
+lacks, which is put in their way from outside:
+
+- `flash_attn_varlen_func` is torch's scaled_dot_product_attention;
+- `torch.bfloat16`, to which the decoder casts in several places, reads as float32 inside that one module;
+- the vision tower gives fixed embeddings at once, here as there.
+
+That both sides compute the same is checked: the relative distance of their latents is printed with the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.machinery import ModuleSpec
+from statistics import median
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from cpu import ANSWER, PROMPT, SEEN, SIZES, Request, Size, arguments, in_own_processes, model, random, seconds, table
+from operations import Operations, count_per_call
+from torch import Tensor, nn
+
+from lance_core import flow, text
+from lance_core.checkpoint import Lance
+from lance_core.sequence import Sequence, build, context_blocks
+from lance_core.stages import normalize
+from lance_core.tokenizer import VIDEO_PAD, VISION_END, VISION_START
+from lance_core.vae import denormalize
+
+# How the official data code marks tokens (data/datasets_custom/validation_dataset.py, modality_map).
+MODALITY = {"caption": 0, "noise": 1, "source": 2, "identity": 3, "semantic": 4, "text": 5}
+NEVER = -1  # a stop token that never comes
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, **lengths: object) -> Tensor:
+    """flash-attn's `flash_attn_varlen_func` for one sample: q `[L, nh, hd]`, k and v `[S, nkv, hd]`.
+
+    A causal mask stands at the lower right, as in flash-attn since 2.1.
+    """
+    mask = None
+    if causal and len(q) > 1:
+        mask = torch.ones(len(q), len(k), dtype=torch.bool).tril(len(k) - len(q))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
+
+
+class Float32Torch(ModuleType):
+    """torch, for a module that shall not cast to bfloat16."""
+
+    bfloat16 = torch.float32
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+
+class FixedTower(nn.Module):
+    """A vision tower that has seen everything already."""
+
+    def __init__(self, embeddings: Tensor):
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor) -> Tensor:
+        return self.embeddings
+
+
+def import_official(checkout: str) -> ModuleType:
+    """The package `modeling.lance` of the checkout, ready for a CPU."""
+    import transformers  # before flash_attn seems to be there
+
+    stub = ModuleType("flash_attn")
+    stub.__spec__ = ModuleSpec("flash_attn", None)
+    stub.flash_attn_varlen_func = attention
+    sys.modules["flash_attn"] = stub
+    sys.path.insert(0, checkout)
+    from modeling.lance import qwen2_navit
+    import modeling.lance
+
+    qwen2_navit.torch = Float32Torch("torch")
+    return modeling.lance
+
+
+def official_model(package: ModuleType, lance: Lance) -> nn.Module:
+    """The official model with the sizes and the weights of ours."""
+    from common.utils.misc import AutoEncoderParams
+
+    config, special = lance.config.text, lance.tokenizer.special
+    llm_config = package.Qwen2Config(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_theta,
+        rope_scaling={"type": "default", "mrope_section": list(config.mrope_section)},
+        layer_module="Qwen2MoTDecoderLayer",
+        qk_norm=True,
+        qk_norm_und=True,
+        qk_norm_gen=True,
+        apply_qwen_2_5_vl_pos_emb=True,
+        vision_config={"spatial_merge_size": 2, "tokens_per_second": config.tokens_per_second},
+        image_token_id=config.vocab_size,  # as officially, pictures too are made of video tokens
+        video_token_id=special(VIDEO_PAD),
+        vision_start_token_id=special(VISION_START),
+        vision_end_token_id=special(VISION_END),
+    )
+    lance_config = package.LanceConfig(
+        llm_config=llm_config,
+        vit_config=argparse.Namespace(patch_size=14),
+        vae_config=AutoEncoderParams(downsample_spatial=16, downsample_temporal=4, z_channels=48),
+        latent_patch_size=(1, 1, 1),
+        max_latent_size=64,
+        max_num_frames=1,
+    )
+    tower = FixedTower(random(SEEN[1] * SEEN[2], config.hidden_size))
+    official = package.Lance(
+        language_model=package.Qwen2ForCausalLM(llm_config),
+        vit_model=tower,
+        vit_type="qwen_2_5_vl_original",
+        config=lance_config,
+    ).eval()
+    missing, unknown = official.load_state_dict(lance.transformer.state_dict(), strict=False)
+    if set(missing) - {"latent_pos_embed.pos_embed"} or unknown:
+        raise SystemExit(f"the official model has other weights than ours: {missing}, {unknown}")
+    return official
+
+
+def merged_grid(role: str, grid: tuple[int, int, int]) -> list[int]:
+    """A visual block's grid as the official rotary index wants it, which halves every side."""
+    t, h, w = grid
+    return [t, 2 * h, 2 * w]
+
+
+@dataclass(frozen=True)
+class OfficialRequest:
+    """The same request for the official model."""
+
+    official: nn.Module
+    request: Request
+
+    @cached_property
+    def inputs(self) -> dict[str, object]:
+        """The arguments of `validation_gen_KVcache` that do not depend on the sampling."""
+        sequence, size = self.request.sequence, self.request.size
+        segments = sequence.segments[: sequence.segments.index(sequence.find("noise")[0]) + 1]
+        length = segments[-1].end
+        modality = torch.cat([torch.full((s.end - s.start,), MODALITY[s.role]) for s in segments])
+        visual = [s for s in segments if s.grid is not None]
+        inner = {s: torch.arange(s.start + 1, s.end - 1) for s in visual}
+        vit = [inner[s] for s in visual if s.role == "semantic"]
+        vae = [inner[s] for s in visual if s.role != "semantic"]
+        is_text = torch.ones(length, dtype=torch.bool)
+        is_text[torch.cat([*vit, *vae])] = False
+        picture = [1, 16 * size.side, 16 * size.side]
+        grids = torch.tensor([merged_grid(s.role, s.grid) for s in visual])
+        latents = [normalize(latent)[0].permute(1, 2, 3, 0) for latent in self.request.latents]
+        vit_grids = torch.tensor([merged_grid(s.role, s.grid) for s in visual if s.role == "semantic"])
+        return dict(
+            val_packed_text_ids=sequence.ids[:length],
+            val_packed_text_indexes=is_text.nonzero().flatten(),
+            val_packed_vit_tokens=[torch.zeros(int(vit_grids.prod(1).sum()), 1)] if vit else None,
+            val_packed_vit_token_indexes=torch.cat(vit) if vit else None,
+            val_sample_lens=[length],
+            val_packed_position_ids=torch.arange(length),
+            val_split_lens=[s.end - s.start for s in segments],
+            val_attn_modes=[s.attention for s in segments],
+            val_sample_N_target=[1],
+            vit_video_grid_thw=vit_grids if vit else None,
+            video_grid_thw=[grids],
+            val_mse_loss_indexes=vae[-1],
+            val_packed_vae_token_indexes=torch.cat(vae),
+            val_padded_latent=[*latents, torch.zeros(*self.request.grid, 48)],
+            sample_task=torch.zeros(length, dtype=torch.long),
+            sample_modality=modality,
+            video_sizes=[picture] * len(vae),
+            apply_qwen_2_5_vl_pos_emb=True,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+
+    def run(self, steps: int) -> Tensor:
+        """The normalised latent `[N, 48]` after some steps from the noise that `noise` returns."""
+        with torch.inference_mode():
+            results = self.official.validation_gen_KVcache(
+                **self.inputs,
+                timestep_shift=3.5,
+                num_timesteps=steps,
+                cfg_interval=[0.4, 1.0],
+                cfg_text_scale=4.0,
+                validation_noise_seed=1,
+            )
+        return results[0][-1].reshape(-1, 48)
+
+    def noise(self) -> Tensor:
+        """The target's rows `[N, 48]` of the draw that the official loop makes."""
+        n = self.request.size.side**2
+        blocks = len(self.inputs["video_sizes"])
+        return torch.randn(blocks * n, 48, generator=torch.Generator().manual_seed(1))[-n:]
+
+    def timed_run(self) -> tuple[float, list[float], list[float]]:
+        """Seconds before the first step, of the guided and of the plain steps but for the first.
+
+        The time embedder runs once for the context and then once at the beginning of every step.
+        """
+        marks = [time.perf_counter()]
+        handle = self.official.time_embedder.register_forward_pre_hook(lambda *_: marks.append(time.perf_counter()))
+        try:
+            self.run(self.request.size.steps)
+        finally:
+            handle.remove()
+        marks.append(time.perf_counter())
+        start, _, *steps = marks
+        guided = flow.guided_steps(flow.schedule(self.request.size.steps, 3.5), (0.4, 1.0))
+        spans = [(b - a, flag) for a, b, flag in zip(steps[1:], steps[2:], guided[1:])]
+        return steps[0] - start, [s for s, flag in spans if flag], [s for s, flag in spans if not flag]
+
+    def layers(self) -> list[Operations]:
+        """The operations of every layer in one guided step."""
+        layers = self.official.language_model.model.layers
+        return count_per_call(layers, lambda: self.run(1))[-2 * len(layers) :]
+
+
+def answer_sequence(lance: Lance) -> Sequence:
+    return build(lance.tokenizer, "understand", "image", PROMPT, semantics=[SEEN])
+
+
+def official_answer(official: nn.Module, lance: Lance, length: int) -> list[int]:
+    """Greedy tokens of the official understanding loop."""
+    sequence = answer_sequence(lance)
+    grid = torch.tensor([merged_grid("semantic", SEEN)])
+    n = len(sequence.ids)
+    with torch.inference_mode():
+        (ids,), _, _ = official.validation_und_KVcache(
+            val_packed_text_ids=sequence.ids,
+            val_packed_text_indexes=torch.arange(n),
+            val_packed_position_ids=torch.arange(n),
+            val_ce_loss_indexes=torch.tensor([n - 1]),
+            val_sample_N_target=[1],
+            val_split_lens=[*(s.end - s.start for s in sequence.segments), 1],
+            val_attn_modes=[*(s.attention for s in sequence.segments), "causal"],
+            val_sample_lens=[n + 1],
+            val_sample_type=["und"],
+            val_packed_vit_tokens=[torch.zeros(int(grid.prod()), 1)],
+            val_vit_video_grid_thw=grid,
+            max_length=length,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            new_token_ids={"eos_token_id": NEVER},
+            pad_token_id=0,
+            vocab_size=len(lance.tokenizer),
+            apply_qwen_2_5_vl_pos_emb=True,
+            image_token_id=lance.tokenizer.special(VIDEO_PAD),
+        )
+    return ids.flatten().tolist()
+
+
+def our_answer(lance: Lance, length: int) -> list[int]:
+    """Greedy tokens of ours."""
+    sequence = answer_sequence(lance)
+    known = len(lance.tokenizer)
+    with torch.inference_mode():
+        *blocks, last = context_blocks(sequence, [random(SEEN[1] * SEEN[2], lance.config.text.hidden_size)], [])
+        context = lance.transformer.prefill([*blocks, last.without_last()])
+        pick = lambda logits: logits[:known].argmax(keepdim=True)
+        position = int(sequence.positions[0, -1])
+        return [int(i) for i in text.tokens(lance.transformer, context, last.ids[-1:], position, pick, length)]
+
+
+def distance(theirs: OfficialRequest) -> float:
+    """|ours - theirs| / |theirs| of the latents after all steps from the same noise."""
+    ours = theirs.request.run(theirs.request.size.steps, noise=theirs.noise().T.reshape(1, 48, *theirs.request.grid))
+    expected = theirs.run(theirs.request.size.steps)
+    rows = normalize(ours)[0].flatten(1).T
+    return float((rows - expected).norm() / expected.norm())
+
+
+def measure(size: Size, repeats: int, checkout: str) -> dict[str, float]:
+    """All figures of one size; the two sides take turns."""
+    lance = model(size)
+    official = official_model(import_official(checkout), lance)
+    figures: dict[str, float] = {}
+    for label, task in (("text to image", "generate"), ("image edit", "edit")):
+        ours = Request(lance, size, task)
+        theirs = OfficialRequest(official, ours)
+        figures[f"{label}: relative distance of the latents"] = distance(theirs)
+        turns = [(theirs.timed_run(), ours.step_seconds(), seconds(ours.prefill)) for _ in range(repeats)]
+        prefill, guided, plain = zip(*(turn[0] for turn in turns))
+        our_guided, our_plain = zip(*(turn[1] for turn in turns))
+        compare = {
+            "guided step": (min(map(median, guided)), min(map(median, our_guided))),
+            "plain step": (min(map(median, plain)), min(map(median, our_plain))),
+            "prefill of both branches": (min(prefill), min(turn[2] for turn in turns)),
+        }
+        for name, (a, b) in compare.items():
+            figures |= {f"{label}: {name}, official, s": a, f"{label}: {name}, ours, s": b, f"{label}: {name}, ratio": a / b}
+        counted = [operations.computed.total() for operations in theirs.layers()]
+        figures[f"{label}: operations per layer and branch, official"] = max(counted)
+        figures[f"{label}: operations per layer and branch, ours"] = max(o.computed.total() for o in ours.layers())
+    return figures | answer_figures(official, lance, repeats)
+
+
+def answer_figures(official: nn.Module, lance: Lance, repeats: int) -> dict[str, float]:
+    """Tokens per second behind the first, so that neither prompt counts."""
+    if official_answer(official, lance, ANSWER) != our_answer(lance, ANSWER):
+        raise SystemExit("the official answer is not ours")
+    rates = []
+    for answer in (lambda n: official_answer(official, lance, n), lambda n: our_answer(lance, n)):
+        spans = [seconds(lambda: answer(ANSWER)) - seconds(lambda: answer(1)) for _ in range(repeats)]
+        rates.append((ANSWER - 1) / min(spans))
+    return {
+        "decode, official, tokens/s": rates[0],
+        "decode, ours, tokens/s": rates[1],
+        "decode, ratio": rates[1] / rates[0],
+    }
+
+
+def main() -> None:
+    parser = arguments()
+    parser.description = __doc__.split("\n", 1)[0]
+    parser.add_argument("--official", required=True, help="a clone of github.com/bytedance/Lance")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.size:
+        print(json.dumps(measure(SIZES[options.size], options.repeats, options.official)))
+        return
+    print(f"torch {torch.__version__}, {options.threads} threads, float32")
+    print("\n".join(f"size ({name}): {size}" for name, size in SIZES.items()))
+    print(table(in_own_processes(__file__, options)))
+
+
+if __name__ == "__main__":
+    main()
