@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import stages
-from .checkpoint import Lance, inspect
+from .checkpoint import Lance
 from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError, LanceWarning
 from .flow import RENORMS
+from .inspection import inspect
 from .media import read_image, read_media, replacing, write_mp4, write_png
 from .resize import RESOLUTIONS
 from .tiny import make_tiny

@@ -10,10 +10,11 @@ from tokenizers import Regex, Tokenizer as FastTokenizer, decoders, models, norm
 from torch import Tensor, nn
 
 from .attention import Attention, attention as default_attention
-from .checkpoint import Lance, save_checkpoint
+from .checkpoint import Lance
 from .config import LanceConfig, TextConfig, VisionConfig
 from .errors import LanceError
 from .prompts import TEXT_ONLY, system_prompt
+from .saving import save_checkpoint
 from .tokenizer import IM_END, Tokenizer
 from .transformer import LanceTransformer
 from .vae import VAEConfig, WanVAE

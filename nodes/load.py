@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..lance_core.checkpoint import list_checkpoints
+from ..lance_core.layout import list_checkpoints
 from .model import WEIGHT_DTYPES, load_model
 from .vae import load_lance_vae
 

@@ -10,8 +10,9 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ..lance_core.checkpoint import Lance, find_checkpoint, load_parts
+from ..lance_core.checkpoint import Lance, load_parts
 from ..lance_core.errors import LanceError
+from ..lance_core.layout import find_checkpoint
 
 VISION = "lance_vision"  # the attachment's name
 PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)

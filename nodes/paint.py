@@ -111,7 +111,7 @@ class LanceGenerate(io.ComfyNode):
                     min=SPATIAL_COMPRESSION,
                     max=MAX_PIXELS_WIDE,
                     step=SPATIAL_COMPRESSION,
-                    tooltip="Larger is slower, clips with the square of it; the model likes 768 for pictures, 848 for clips.",
+                    tooltip="Larger is slower, clips with its square; the model likes 768 for pictures, 848 for clips.",
                 ),
                 io.Int.Input(
                     "height",
@@ -119,7 +119,7 @@ class LanceGenerate(io.ComfyNode):
                     min=SPATIAL_COMPRESSION,
                     max=1024,
                     step=SPATIAL_COMPRESSION,
-                    tooltip="Larger is slower, clips with the square of it; the model likes 768 for pictures, 480 for clips.",
+                    tooltip="Larger is slower, clips with its square; the model likes 768 for pictures, 480 for clips.",
                 ),
                 io.Int.Input(
                     "frames",

@@ -8,9 +8,10 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ..lance_core.checkpoint import find_checkpoint, load_vae
+from ..lance_core.checkpoint import load_vae
 from ..lance_core.config import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..lance_core.errors import LanceError
+from ..lance_core.layout import find_checkpoint
 from ..lance_core.vae import WanVAE
 from .model import PATCHER
 

@@ -17,20 +17,13 @@ from goldens import DATA, TINY
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from lance_core.checkpoint import (
-    POSITION_TABLE,
-    find_checkpoint,
-    inspect,
-    list_checkpoints,
-    load_lance,
-    load_parts,
-    load_vae,
-    official_shapes,
-    read_header,
-    save_checkpoint,
-)
+from lance_core.checkpoint import POSITION_TABLE, load_lance, load_parts, load_vae, official_shapes
 from lance_core.config import LanceConfig, TextConfig
 from lance_core.errors import LanceError
+from lance_core.inspection import inspect
+from lance_core.layout import find_checkpoint, list_checkpoints
+from lance_core.saving import save_checkpoint
+from lance_core.storage import read_header
 from lance_core.tiny import make_tiny, random_lance, tokenizer_specification
 from lance_core.vae import VAEConfig, WanVAE
 

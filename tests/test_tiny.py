@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lance_core.checkpoint import inspect, load_lance, official_shapes, read_header
+from lance_core.checkpoint import load_lance, official_shapes
 from lance_core.config import LanceConfig, TextConfig
 from lance_core.errors import LanceError
+from lance_core.inspection import inspect
 from lance_core.prompts import system_prompt
+from lance_core.storage import read_header
 from lance_core.tiny import TINY_TEXT, TINY_VAE, TINY_VISION, make_tiny, random_lance, tokenizer_specification
 from lance_core.tokenizer import IM_END, IM_START, VIDEO_PAD, VISION_END, VISION_START
 

@@ -1,0 +1,134 @@
+"""Writing a model in the release's layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .checkpoint import POSITION_TABLE, VISION_PREFIX, Lance
+from .config import MAX_LATENT_FRAMES, MAX_LATENT_SIDE, TextConfig
+from .errors import LanceError
+from .layout import LANGUAGE_FOLDERS, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
+from .tokenizer import IM_END, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
+from .transformer import latent_position_rows
+
+
+def save_checkpoint(
+    folder: str | Path,
+    lance: Lance,
+    tokenizer_specification: str,
+    *,
+    variant: str = "image",
+    dtype: torch.dtype = torch.bfloat16,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a model in the release's layout and returns the folder.
+
+    tokenizer_specification: the contents of `tokenizer.json`. dtype: that of the stored weights; the VAE's are float32,
+    as in the release. The folder appears complete or not at all. Raises LanceError where it holds something already;
+    with `overwrite`, only where that is more than a checkpoint.
+    """
+    folder = Path(folder).expanduser()
+    held = _held(folder)
+    layout = {*LANGUAGE_FOLDERS.values(), VISION_FOLDER, VAE_WEIGHTS}
+    if held and not overwrite:
+        raise LanceError(f"{folder} is not empty; name a new folder, or allow it to be overwritten.")
+    if not held <= layout:
+        raise LanceError(f"{folder} holds more than a Lance checkpoint ({min(held - layout)}); name a new folder.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            fresh, old = Path(temporary, "new"), Path(temporary, "old")
+            _write(fresh, lance, tokenizer_specification, variant, dtype)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(fresh, folder)
+    except OSError as error:
+        raise LanceError(f"{folder} cannot be written ({error.strerror}); name another folder.") from None
+    return folder
+
+
+def _held(folder: Path) -> set[str]:
+    try:
+        return {entry.name for entry in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
+    except OSError:
+        raise LanceError(f"{folder} is not a folder one can write to; name another.") from None
+
+
+def _write(root: Path, lance: Lance, specification: str, variant: str, dtype: torch.dtype) -> None:
+    language_folder, vision_folder = root / LANGUAGE_FOLDERS[variant], root / VISION_FOLDER
+    language_folder.mkdir(parents=True)
+    vision_folder.mkdir()
+    text, vision = lance.config.text, lance.config.vision
+
+    vision_tensors = _tensors(lance.vision, dtype)
+    tensors = _tensors(lance.transformer, dtype)
+    frames = MAX_LATENT_FRAMES if variant == "video" else 1
+    table = latent_position_rows(torch.arange(frames * MAX_LATENT_SIDE**2), text.hidden_size)
+    tensors[POSITION_TABLE] = table.to(dtype)
+    if variant == "video":
+        tensors.update({VISION_PREFIX + name: tensor for name, tensor in vision_tensors.items()})
+    save_file(tensors, language_folder / WEIGHTS)
+    save_file(vision_tensors, vision_folder / "vit.safetensors")
+    torch.save(_tensors(lance.vae, torch.float32), root / VAE_WEIGHTS)
+
+    vision_values = {**asdict(vision), "in_chans": vision.in_channels, "model_type": "qwen2_5_vl"}
+    _write_json(vision_folder / "config.json", vision_values)
+    _write_json(language_folder / "llm_config.json", _llm_values(text, vision_values, lance.tokenizer))
+    end = lance.tokenizer.special(IM_END)
+    _write_json(language_folder / "generation_config.json", {"do_sample": False, "eos_token_id": end})
+    _write_tokenizer(language_folder, specification)
+
+
+def _tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: p.detach().to("cpu", dtype).contiguous() for name, p in module.named_parameters()}
+
+
+def _llm_values(text: TextConfig, vision_values: dict, tokenizer: Tokenizer) -> dict:
+    values = asdict(text)
+    sections = values.pop("mrope_section")
+    values.pop("tokens_per_second")
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        **values,
+        "rope_scaling": {"type": "mrope", "mrope_section": sections},
+        "vision_start_token_id": tokenizer.special(VISION_START),
+        "vision_end_token_id": tokenizer.special(VISION_END),
+        "video_token_id": tokenizer.special(VIDEO_PAD),
+        "eos_token_id": tokenizer.special(IM_END),
+        "vision_config": {**vision_values, "tokens_per_second": text.tokens_per_second},
+    }
+
+
+def _write_tokenizer(folder: Path, specification: str) -> None:
+    """`tokenizer.json`, and from it the older files that the release has beside it."""
+    values = json.loads(specification)
+    (folder / "tokenizer.json").write_text(specification, encoding="utf-8")
+    _write_json(folder / "vocab.json", values["model"]["vocab"])
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in values["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    added = {str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in values["added_tokens"]}
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+        "eos_token": IM_END,
+        "errors": "replace",
+    }
+    _write_json(folder / "tokenizer_config.json", config)
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
