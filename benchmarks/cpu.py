@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-import torch.nn.functional as F
 from operations import Operations, count, count_per_call
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,19 +97,19 @@ class Request:
     def semantics(self) -> list[Tensor]:
         """Embeddings `[n, D]` of the reference, drawn at random."""
         n = SEEN[1] * SEEN[2]
-        return [random(n, self.size.hidden)] if self.task == "edit" else []
+        return [drawn(n, self.size.hidden)] if self.task == "edit" else []
 
     @property
     def latents(self) -> list[Tensor]:
         """Latents `[1, 48, 1, h, w]` of the reference."""
-        return [random(1, 48, *self.grid)] if self.task == "edit" else []
+        return [drawn(1, 48, *self.grid)] if self.task == "edit" else []
 
     def run(
         self, steps: int, on_step: stages.OnStep | None = None, guidance: float = 4.0, noise: Tensor | None = None
     ) -> Tensor:
         """The latent `[1, 48, 1, h, w]` after some steps, the same every time."""
         sampling = stages.Sampling(steps, guidance, 3.5, (0.4, 1.0), "global", 0.0)
-        noise = random(1, 48, *self.grid) if noise is None else noise
+        noise = drawn(1, 48, *self.grid) if noise is None else noise
         with torch.inference_mode():
             return stages.paint(
                 self.lance, self.sequence, self.semantics, self.latents, sampling, noise, None, on_step
@@ -140,23 +140,30 @@ class Request:
         return count_per_call(layers, lambda: self.run(1, guidance=guidance))[-branches * len(layers) :]
 
 
-def random(*shape: int) -> Tensor:
+def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def decode_seconds(lance: Lance, size: Size) -> float:
-    """Seconds per token of an answer about a picture, greedy, without the prompt."""
+def answer(lance: Lance, length: int) -> list[int]:
+    """Greedy tokens of an answer about a picture, read back one by one as `understand` does to know when to stop."""
     sequence = build(lance.tokenizer, "understand", "image", PROMPT, semantics=[SEEN])
-    embeddings = random(SEEN[1] * SEEN[2], size.hidden)
+    known = len(lance.tokenizer)
+
+    def pick(logits: Tensor) -> Tensor:
+        return logits[:known].argmax(keepdim=True)
+
     with torch.inference_mode():
-        *blocks, last = context_blocks(sequence, [embeddings], [])
+        *blocks, last = context_blocks(sequence, [drawn(SEEN[1] * SEEN[2], lance.config.text.hidden_size)], [])
         context = lance.transformer.prefill([*blocks, last.without_last()])
-        pick = lambda logits: logits.argmax(keepdim=True)
         position = int(sequence.positions[0, -1])
-        start = time.perf_counter()
-        for token in text.tokens(lance.transformer, context, last.ids[-1:], position, pick, ANSWER):
-            int(token)  # as `understand` does, to know when to stop
-        return (time.perf_counter() - start) / ANSWER
+        tokens = text.tokens(lance.transformer, context, last.ids[-1:], position, pick, length)
+        return [int(token) for token in tokens]
+
+
+def tokens_per_second(answer: Callable[[int], object], repeats: int) -> float:
+    """Of the tokens behind the first, so that the prompt does not count."""
+    spans = [seconds(lambda: answer(ANSWER)) - seconds(lambda: answer(1)) for _ in range(repeats)]
+    return (ANSWER - 1) / min(spans)
 
 
 class Products(TorchDispatchMode):
@@ -190,7 +197,7 @@ class Products(TorchDispatchMode):
 def products(request: Request) -> Products:
     """The matrix products of one guided step: both branches, all layers."""
     cond, uncond = request.prefill()
-    rows = random(1, request.size.side**2, 48)
+    rows = drawn(1, request.size.side**2, 48)
     recorder = Products()
     with torch.inference_mode(), recorder:
         for branch in (cond, uncond):
@@ -216,7 +223,7 @@ def measure(size: Size, repeats: int) -> dict[str, float]:
         figures[f"{label}: guided step, s"] = min(map(median, guided))
         figures[f"{label}: plain step, s"] = min(map(median, plain))
         figures[f"{label}: prefill of both branches, s"] = min(seconds(request.prefill) for _ in range(repeats))
-    figures["decode, tokens/s"] = 1 / min(decode_seconds(lance, size) for _ in range(repeats))
+    figures["decode, tokens/s"] = tokens_per_second(partial(answer, lance), repeats)
     peaks["peak memory, GB"] = peak_gigabytes()
     for label, task in (("text to image", "generate"), ("image edit", "edit")):
         figures |= operation_figures(Request(lance, size, task), label)

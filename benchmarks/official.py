@@ -1,7 +1,8 @@
 """The official code and ours on a CPU, one after the other: `python benchmarks/official.py --official CHECKOUT`.
 
-CHECKOUT is a clone of github.com/bytedance/Lance (only `modeling`, `common`, `config` and `data` are read). It wants
-transformers 4.49.0, imageio and PyYAML beside torch and what `lance_core` needs; give it an environment of its own.
+CHECKOUT is a clone of github.com/bytedance/Lance (commit 4baeee0; only `modeling`, `common`, `config` and `data` are read).
+It wants transformers 4.49.0, imageio and PyYAML beside torch and what `lance_core` needs; give it an environment of its own. Nothing of it is
+copied here, and nothing in it is changed.
 
 Both sides get the same random weights, token ids, positions' grids and embeddings of the reference, and compute in
 float32. The official loops `validation_gen_KVcache` and `validation_und_KVcache` run as they are, but for what a CPU
@@ -21,26 +22,41 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.machinery import ModuleSpec
 from statistics import median
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from cpu import ANSWER, PROMPT, SEEN, SIZES, Request, Size, arguments, in_own_processes, model, random, seconds, table
+from cpu import (
+    ANSWER,
+    PROMPT,
+    SEEN,
+    SIZES,
+    Request,
+    Size,
+    answer,
+    arguments,
+    drawn,
+    in_own_processes,
+    model,
+    most,
+    seconds,
+    table,
+    tokens_per_second,
+)
 from operations import Operations, count_per_call
 from torch import Tensor, nn
 
-from lance_core import flow, text
+from lance_core import flow
 from lance_core.checkpoint import Lance
-from lance_core.sequence import Sequence, build, context_blocks
+from lance_core.sequence import build
 from lance_core.stages import normalize
 from lance_core.tokenizer import VIDEO_PAD, VISION_END, VISION_START
-from lance_core.vae import denormalize
 
 # How the official data code marks tokens (data/datasets_custom/validation_dataset.py, modality_map).
-MODALITY = {"caption": 0, "noise": 1, "source": 2, "identity": 3, "semantic": 4, "text": 5}
+MODALITY = {"text": -1, "caption": 0, "noise": 1, "source": 2, "identity": 3, "semantic": 4}
 NEVER = -1  # a stop token that never comes
 
 
@@ -126,7 +142,7 @@ def official_model(package: ModuleType, lance: Lance) -> nn.Module:
         max_latent_size=64,
         max_num_frames=1,
     )
-    tower = FixedTower(random(SEEN[1] * SEEN[2], config.hidden_size))
+    tower = FixedTower(drawn(SEEN[1] * SEEN[2], config.hidden_size))
     official = package.Lance(
         language_model=package.Qwen2ForCausalLM(llm_config),
         vit_model=tower,
@@ -139,7 +155,7 @@ def official_model(package: ModuleType, lance: Lance) -> nn.Module:
     return official
 
 
-def merged_grid(role: str, grid: tuple[int, int, int]) -> list[int]:
+def merged_grid(grid: tuple[int, int, int]) -> list[int]:
     """A visual block's grid as the official rotary index wants it, which halves every side."""
     t, h, w = grid
     return [t, 2 * h, 2 * w]
@@ -166,9 +182,9 @@ class OfficialRequest:
         is_text = torch.ones(length, dtype=torch.bool)
         is_text[torch.cat([*vit, *vae])] = False
         picture = [1, 16 * size.side, 16 * size.side]
-        grids = torch.tensor([merged_grid(s.role, s.grid) for s in visual])
+        grids = torch.tensor([merged_grid(s.grid) for s in visual])
         latents = [normalize(latent)[0].permute(1, 2, 3, 0) for latent in self.request.latents]
-        vit_grids = torch.tensor([merged_grid(s.role, s.grid) for s in visual if s.role == "semantic"])
+        vit_grids = torch.tensor([merged_grid(s.grid) for s in visual if s.role == "semantic"])
         return dict(
             val_packed_text_ids=sequence.ids[:length],
             val_packed_text_indexes=is_text.nonzero().flatten(),
@@ -234,14 +250,10 @@ class OfficialRequest:
         return count_per_call(layers, lambda: self.run(1))[-2 * len(layers) :]
 
 
-def answer_sequence(lance: Lance) -> Sequence:
-    return build(lance.tokenizer, "understand", "image", PROMPT, semantics=[SEEN])
-
-
 def official_answer(official: nn.Module, lance: Lance, length: int) -> list[int]:
     """Greedy tokens of the official understanding loop."""
-    sequence = answer_sequence(lance)
-    grid = torch.tensor([merged_grid("semantic", SEEN)])
+    sequence = build(lance.tokenizer, "understand", "image", PROMPT, semantics=[SEEN])
+    grid = torch.tensor([merged_grid(SEEN)])
     n = len(sequence.ids)
     with torch.inference_mode():
         (ids,), _, _ = official.validation_und_KVcache(
@@ -268,24 +280,29 @@ def official_answer(official: nn.Module, lance: Lance, length: int) -> list[int]
     return ids.flatten().tolist()
 
 
-def our_answer(lance: Lance, length: int) -> list[int]:
-    """Greedy tokens of ours."""
-    sequence = answer_sequence(lance)
-    known = len(lance.tokenizer)
-    with torch.inference_mode():
-        *blocks, last = context_blocks(sequence, [random(SEEN[1] * SEEN[2], lance.config.text.hidden_size)], [])
-        context = lance.transformer.prefill([*blocks, last.without_last()])
-        pick = lambda logits: logits[:known].argmax(keepdim=True)
-        position = int(sequence.positions[0, -1])
-        return [int(i) for i in text.tokens(lance.transformer, context, last.ids[-1:], position, pick, length)]
-
-
 def distance(theirs: OfficialRequest) -> float:
     """|ours - theirs| / |theirs| of the latents after all steps from the same noise."""
-    ours = theirs.request.run(theirs.request.size.steps, noise=theirs.noise().T.reshape(1, 48, *theirs.request.grid))
+    noise = theirs.noise().T.reshape(1, 48, *theirs.request.grid)
+    ours = theirs.request.run(theirs.request.size.steps, noise=noise)
     expected = theirs.run(theirs.request.size.steps)
     rows = normalize(ours)[0].flatten(1).T
     return float((rows - expected).norm() / expected.norm())
+
+
+def attention_seconds(request: Request, repeats: int) -> float:
+    """The attention of one guided step on its own: what both sides spend in the same function of torch."""
+    config, n = request.lance.config.text, request.size.side**2 + 2
+    q = drawn(1, config.num_attention_heads, n, config.head_dim)
+    lengths = [branch.context.length + n for branch in request.prefill()]
+    pairs = [[drawn(1, config.num_key_value_heads, s, config.head_dim) for _ in "kv"] for s in lengths]
+
+    def step() -> None:
+        for _ in range(config.num_hidden_layers):
+            for k, v in pairs:
+                F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+    with torch.inference_mode():
+        return min(median(seconds(step) for _ in range(5)) for _ in range(repeats))
 
 
 def measure(size: Size, repeats: int, checkout: str) -> dict[str, float]:
@@ -294,38 +311,37 @@ def measure(size: Size, repeats: int, checkout: str) -> dict[str, float]:
     official = official_model(import_official(checkout), lance)
     figures: dict[str, float] = {}
     for label, task in (("text to image", "generate"), ("image edit", "edit")):
-        ours = Request(lance, size, task)
-        theirs = OfficialRequest(official, ours)
-        figures[f"{label}: relative distance of the latents"] = distance(theirs)
-        turns = [(theirs.timed_run(), ours.step_seconds(), seconds(ours.prefill)) for _ in range(repeats)]
-        prefill, guided, plain = zip(*(turn[0] for turn in turns))
-        our_guided, our_plain = zip(*(turn[1] for turn in turns))
-        compare = {
-            "guided step": (min(map(median, guided)), min(map(median, our_guided))),
-            "plain step": (min(map(median, plain)), min(map(median, our_plain))),
-            "prefill of both branches": (min(prefill), min(turn[2] for turn in turns)),
-        }
-        for name, (a, b) in compare.items():
-            figures |= {f"{label}: {name}, official, s": a, f"{label}: {name}, ours, s": b, f"{label}: {name}, ratio": a / b}
-        counted = [operations.computed.total() for operations in theirs.layers()]
-        figures[f"{label}: operations per layer and branch, official"] = max(counted)
-        figures[f"{label}: operations per layer and branch, ours"] = max(o.computed.total() for o in ours.layers())
+        request = request_figures(OfficialRequest(official, Request(lance, size, task)), repeats)
+        figures |= {f"{label}: {name}": value for name, value in request.items()}
     return figures | answer_figures(official, lance, repeats)
 
 
+def request_figures(theirs: OfficialRequest, repeats: int) -> dict[str, float]:
+    ours = theirs.request
+    figures = {"relative distance of the latents": distance(theirs)}
+    turns = [(theirs.timed_run(), ours.step_seconds(), seconds(ours.prefill)) for _ in range(repeats)]
+    (prefill, guided, plain), (our_guided, our_plain) = (zip(*(turn[i] for turn in turns)) for i in (0, 1))
+    step, our_step = min(map(median, guided)), min(map(median, our_guided))
+    shared = attention_seconds(ours, repeats)
+    for name, official, own in (
+        ("guided step", step, our_step),
+        ("guided step without attention", step - shared, our_step - shared),
+        ("plain step", min(map(median, plain)), min(map(median, our_plain))),
+        ("prefill of both branches", min(prefill), min(turn[2] for turn in turns)),
+    ):
+        figures |= {f"{name}, official, s": official, f"{name}, ours, s": own, f"{name}, ratio": official / own}
+    for side, layers in (("official", theirs.layers()), ("ours", ours.layers())):
+        figures[f"operations per layer and branch, {side}"] = most(layers)
+        figures[f"waits per layer and branch, {side}"] = max(each.waits.total() for each in layers)
+    return figures
+
+
 def answer_figures(official: nn.Module, lance: Lance, repeats: int) -> dict[str, float]:
-    """Tokens per second behind the first, so that neither prompt counts."""
-    if official_answer(official, lance, ANSWER) != our_answer(lance, ANSWER):
+    if official_answer(official, lance, ANSWER) != answer(lance, ANSWER):
         raise SystemExit("the official answer is not ours")
-    rates = []
-    for answer in (lambda n: official_answer(official, lance, n), lambda n: our_answer(lance, n)):
-        spans = [seconds(lambda: answer(ANSWER)) - seconds(lambda: answer(1)) for _ in range(repeats)]
-        rates.append((ANSWER - 1) / min(spans))
-    return {
-        "decode, official, tokens/s": rates[0],
-        "decode, ours, tokens/s": rates[1],
-        "decode, ratio": rates[1] / rates[0],
-    }
+    theirs = tokens_per_second(partial(official_answer, official, lance), repeats)
+    ours = tokens_per_second(partial(answer, lance), repeats)
+    return {"decode, official, tokens/s": theirs, "decode, ours, tokens/s": ours, "decode, ratio": ours / theirs}
 
 
 def main() -> None:
