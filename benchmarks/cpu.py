@@ -12,11 +12,11 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -111,9 +111,7 @@ class Request:
         sampling = stages.Sampling(steps, guidance, 3.5, (0.4, 1.0), "global", 0.0)
         noise = drawn(1, 48, *self.grid) if noise is None else noise
         with torch.inference_mode():
-            return stages.paint(
-                self.lance, self.sequence, self.semantics, self.latents, sampling, noise, None, on_step
-            )
+            return stages.paint(self.lance, self.sequence, self.semantics, self.latents, sampling, noise, None, on_step)
 
     def prefill(self) -> list[stages.Branch]:
         """The contexts of both branches."""
@@ -212,7 +210,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def measure(size: Size, repeats: int) -> dict[str, float]:
-    """All figures of one size. Times are the least of their repeats' medians: other programs can only add."""
+    """All figures of one size. Times are the least that was seen: other programs can only add."""
     lance = model(size)
     peaks = {"peak memory with the weights alone, GB": peak_gigabytes()}
     figures: dict[str, float] = {}
@@ -220,16 +218,20 @@ def measure(size: Size, repeats: int) -> dict[str, float]:
         request = Request(lance, size, task)
         request.run(2)
         guided, plain = zip(*(request.step_seconds() for _ in range(repeats)))
-        figures[f"{label}: guided step, s"] = min(map(median, guided))
-        figures[f"{label}: plain step, s"] = min(map(median, plain))
+        figures[f"{label}: guided step, s"] = least(guided)
+        figures[f"{label}: plain step, s"] = least(plain)
         figures[f"{label}: prefill of both branches, s"] = min(seconds(request.prefill) for _ in range(repeats))
     figures["decode, tokens/s"] = tokens_per_second(partial(answer, lance), repeats)
     peaks["peak memory, GB"] = peak_gigabytes()
     for label, task in (("text to image", "generate"), ("image edit", "edit")):
         figures |= operation_figures(Request(lance, size, task), label)
     smaller = Request(lance, replace(size, side=size.side // 2), "generate")
-    figures[f"operations per layer and branch, {smaller.size.side**2:,} tokens"] = most(smaller.layers())
+    figures["operations per layer and branch, a quarter of the tokens"] = most(smaller.layers())
     return figures | product_figures(Request(lance, size, "generate"), repeats) | peaks
+
+
+def least(runs: Iterable[list[float]]) -> float:
+    return min(chain.from_iterable(runs))
 
 
 def operation_figures(request: Request, label: str) -> dict[str, float]:
@@ -252,8 +254,8 @@ def product_figures(request: Request, repeats: int) -> dict[str, float]:
     bare, ours = [], []
     with torch.inference_mode():
         for _ in range(repeats):
-            ours += [median(request.step_seconds()[0])]
-            bare += [median(seconds(lambda: [call() for call in recorded.calls]) for _ in range(5))]
+            ours += request.step_seconds()[0]
+            bare += [seconds(lambda: [call() for call in recorded.calls]) for _ in range(5)]
     return {
         "matrix products of a guided step, GFLOP": recorded.flops / 1e9,
         "the products alone, s": min(bare),

@@ -1,8 +1,8 @@
 """The official code and ours on a CPU, one after the other: `python benchmarks/official.py --official CHECKOUT`.
 
-CHECKOUT is a clone of github.com/bytedance/Lance (commit 4baeee0; only `modeling`, `common`, `config` and `data` are read).
-It wants transformers 4.49.0, imageio and PyYAML beside torch and what `lance_core` needs; give it an environment of its own. Nothing of it is
-copied here, and nothing in it is changed.
+CHECKOUT is a clone of github.com/bytedance/Lance, of which `modeling`, `common`, `config` and `data` are read. It wants
+transformers 4.49.0, imageio and PyYAML beside torch and what `lance_core` needs: give it an environment of its own.
+Nothing of it is copied here, and no file of it is changed.
 
 Both sides get the same random weights, token ids, positions' grids and embeddings of the reference, and compute in
 float32. The official loops `validation_gen_KVcache` and `validation_und_KVcache` run as they are, but for what a CPU
@@ -12,7 +12,8 @@ lacks, which is put in their way from outside:
 - `torch.bfloat16`, to which the decoder casts in several places, reads as float32 inside that one module;
 - the vision tower gives fixed embeddings at once, here as there.
 
-That both sides compute the same is checked: the relative distance of their latents is printed with the times.
+That both sides compute the same is checked: their answers have to be equal, and the relative distance of their latents
+is printed with the times.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import time
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.machinery import ModuleSpec
-from statistics import median
 from types import ModuleType
 
 import torch
@@ -40,6 +40,7 @@ from cpu import (
     arguments,
     drawn,
     in_own_processes,
+    least,
     model,
     most,
     seconds,
@@ -94,15 +95,13 @@ class FixedTower(nn.Module):
 
 def import_official(checkout: str) -> ModuleType:
     """The package `modeling.lance` of the checkout, ready for a CPU."""
-    import transformers  # before flash_attn seems to be there
-
     stub = ModuleType("flash_attn")
     stub.__spec__ = ModuleSpec("flash_attn", None)
     stub.flash_attn_varlen_func = attention
     sys.modules["flash_attn"] = stub
     sys.path.insert(0, checkout)
-    from modeling.lance import qwen2_navit
     import modeling.lance
+    from modeling.lance import qwen2_navit
 
     qwen2_navit.torch = Float32Torch("torch")
     return modeling.lance
@@ -302,7 +301,7 @@ def attention_seconds(request: Request, repeats: int) -> float:
                 F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
     with torch.inference_mode():
-        return min(median(seconds(step) for _ in range(5)) for _ in range(repeats))
+        return min(seconds(step) for _ in range(5 * repeats))
 
 
 def measure(size: Size, repeats: int, checkout: str) -> dict[str, float]:
@@ -321,12 +320,12 @@ def request_figures(theirs: OfficialRequest, repeats: int) -> dict[str, float]:
     figures = {"relative distance of the latents": distance(theirs)}
     turns = [(theirs.timed_run(), ours.step_seconds(), seconds(ours.prefill)) for _ in range(repeats)]
     (prefill, guided, plain), (our_guided, our_plain) = (zip(*(turn[i] for turn in turns)) for i in (0, 1))
-    step, our_step = min(map(median, guided)), min(map(median, our_guided))
+    step, our_step = least(guided), least(our_guided)
     shared = attention_seconds(ours, repeats)
     for name, official, own in (
         ("guided step", step, our_step),
         ("guided step without attention", step - shared, our_step - shared),
-        ("plain step", min(map(median, plain)), min(map(median, our_plain))),
+        ("plain step", least(plain), least(our_plain)),
         ("prefill of both branches", min(prefill), min(turn[2] for turn in turns)),
     ):
         figures |= {f"{name}, official, s": official, f"{name}, ours, s": own, f"{name}, ratio": official / own}

@@ -114,9 +114,7 @@ def image_edit() -> Graph:
     semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
     latent = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
     instruction = "Make the apple green."
-    edited = graph.add(
-        "LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction
-    )
+    edited = graph.add("LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction)
     save_image(graph, lance, edited)
     return graph
 
@@ -135,9 +133,7 @@ def video_edit() -> Graph:
     semantic = graph.add("EncodeSemantic", model=lance[0], media=clip[0])
     latent = graph.add("EncodeLatent", vae=lance[1], media=clip[0])
     instruction = "Turn the red ball into a yellow one."
-    edited = graph.add(
-        "LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction
-    )
+    edited = graph.add("LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction)
     save_video(graph, lance, edited)
     return graph
 
@@ -212,8 +208,8 @@ def understand_then_edit() -> Graph:
         note(
             "Understand, then edit",
             "One model does both: it looks at the picture and proposes a change, "
-            "the text passes through *Concatenate Text*, where you can add to it, and becomes the instruction of the edit. "
-            "Both steps share one *Encode Semantic*.",
+            "the text passes through *Concatenate Text*, where you can add to it, "
+            "and becomes the instruction of the edit. Both steps share one *Encode Semantic*.",
             EXAMPLE_MEDIA.format(thing="picture", node="Load Image"),
         )
     )
@@ -232,9 +228,7 @@ def understand_then_edit() -> Graph:
         "StringConcatenate", string_a=answer[0], string_b="Keep everything else as it is.", delimiter=" "
     )
     graph.add("PreviewAny", source=instruction[0])
-    edited = graph.add(
-        "LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction[0]
-    )
+    edited = graph.add("LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction[0])
     save_image(graph, lance, edited)
     return graph
 

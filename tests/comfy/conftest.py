@@ -34,19 +34,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[ComfyServer]:
-    """ComfyUI with this pack, the checkpoints `tiny` and (through extra_model_paths) `elsewhere`, and example media."""
+    """ComfyUI with this pack, the example media, and small checkpoints.
+
+    They lie as the README's download puts the release: `Lance_3B` and `Lance_3B_Video` in models/lance. A third,
+    `tiny/Lance_3B`, is found through extra_model_paths.
+    """
     if (comfyui := find_comfyui()) is None:
         pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI (tests/comfy/setup_server.sh says how to get one)")
     folder = tmp_path_factory.mktemp("comfyui")
     other_models = tmp_path_factory.mktemp("other_models")
-    for name in ("custom_nodes", "models/lance", "input"):
-        (folder / name).mkdir(parents=True)
-    (other_models / "lance").mkdir()
+    (folder / "custom_nodes").mkdir()
     os.symlink(ROOT, folder / "custom_nodes" / PACK, target_is_directory=True)
-    shutil.copytree(tiny_checkpoint, folder / "models/lance/tiny")
-    shutil.copytree(tiny_checkpoint, other_models / "lance/elsewhere")
-    for medium in (WORKFLOWS / "media").iterdir():
-        shutil.copy(medium, folder / "input")
+    shutil.copytree(tiny_checkpoint, folder / "models/lance")
+    shutil.copytree(tiny_checkpoint / "Lance_3B", folder / "models/lance/Lance_3B_Video")
+    shutil.copytree(tiny_checkpoint, other_models / "lance/tiny")
+    shutil.copytree(WORKFLOWS / "media", folder / "input")
     write_extra_model_paths(folder / "extra_model_paths.yaml", other_models)
     arguments = ("--extra-model-paths-config", str(folder / "extra_model_paths.yaml"))
     with ComfyServer(comfyui, find_python(comfyui), folder, arguments) as running:

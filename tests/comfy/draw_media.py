@@ -59,11 +59,11 @@ def cup(picture: Image.Image, x: float) -> Image.Image:
 
 
 def ball(width: int, height: int, progress: float, colour: tuple[int, int, int] = RED) -> Image.Image:
-    """A ball that rolls from the left to the right while progress goes from 0 to 1."""
+    """A ball that rolls from the left to the right while progress goes from 0 to 1, `width` by `height` pixels."""
     picture = Image.new("RGB", (width * SCALE, height * SCALE), WALL)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, height * SCALE * 0.75, width * SCALE, height * SCALE), fill=WOOD)
-    radius = height * SCALE * 0.2
+    radius = min(width, height) * SCALE * 0.2
     x, y = radius + progress * (width * SCALE - 2 * radius), height * SCALE * 0.75 - radius
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     return picture.resize((width, height), Image.Resampling.LANCZOS)
@@ -83,16 +83,16 @@ def thumbnails() -> dict[str, Image.Image]:
     """A drawing, 400 x 400, of what each workflow does: what goes in on the left, what comes out on the right."""
     size = 400 * SCALE
     red, green, blue = apple(table(size), 0.5), apple(table(size), 0.5, GREEN), cup(table(size), 0.5)
-    both = cup(apple(table(size), 0.27), 0.66)
-    rolling, yellow = ball(400, 400, 0.25), ball(400, 400, 0.75, YELLOW)
-    question, words = lettering("?", size), lettering("“…”", size)
+    both = cup(apple(table(size), 0.27), 0.68)
+    rolling, yellow = ball(198, 400, 0.3), ball(198, 400, 0.3, YELLOW)
+    question, words = lettering("?", size), lettering("Aa", size)
     return {
         "text_to_image": halves(words, red),
         "text_to_video": halves(words, rolling),
         "image_to_video": halves(red, rolling),
         "image_edit": halves(red, green),
         "video_edit": halves(rolling, yellow),
-        "two_reference_edit": halves(stacked(red, blue), both),
+        "two_reference_edit": rows(halves(red, blue), both),
         "ask_image": halves(red, question),
         "ask_video": halves(rolling, question),
         "understand_then_edit": halves(stacked(red, question), green),
@@ -118,6 +118,13 @@ def halves(left: Image.Image, right: Image.Image) -> Image.Image:
     picture = Image.new("RGB", (400, 400), "white")
     picture.paste(middle(left, 198, 400), (0, 0))
     picture.paste(middle(right, 198, 400), (202, 0))
+    return picture
+
+
+def rows(top: Image.Image, bottom: Image.Image) -> Image.Image:
+    picture = Image.new("RGB", (400, 400), "white")
+    picture.paste(middle(top, 400, 198), (0, 0))
+    picture.paste(middle(bottom, 400, 198), (0, 202))
     return picture
 
 

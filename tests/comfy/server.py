@@ -24,7 +24,7 @@ from typing import Any
 from websockets.sync.client import connect
 
 PACK = "lance"  # the folder's name in custom_nodes, and so the pack's name in the editor
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
+SETTINGS = {"Comfy.TutorialCompleted": True}
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 
 Prompt = dict[str, dict[str, Any]]
@@ -187,11 +187,12 @@ class ComfyServer:
 
     def upload_image(self, path: Path, name: str | None = None) -> str:
         """Put a picture or a clip into the input folder as the editor does, and return the name to load it by."""
-        boundary = uuid.uuid4().hex
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or path.name}"\r\n'
-        overwrite = f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue\r\n--{boundary}--\r\n'
-        body = head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + path.read_bytes() + overwrite.encode()
-        content_type = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        rule = f"--{uuid.uuid4().hex}"
+        field = "Content-Disposition: form-data; name="
+        head = f'{rule}\r\n{field}"image"; filename="{name or path.name}"\r\n\r\n'
+        tail = f'\r\n{rule}\r\n{field}"overwrite"\r\n\r\ntrue\r\n{rule}--\r\n'
+        body = head.encode() + path.read_bytes() + tail.encode()
+        content_type = {"Content-Type": f"multipart/form-data; boundary={rule[2:]}"}
         return json.loads(self.request("/upload/image", body, content_type))["name"]
 
 

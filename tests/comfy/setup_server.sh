@@ -9,7 +9,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 comfyui="${COMFYUI_PATH:-$HOME/comfy/ComfyUI}"
 if [ ! -f "$comfyui/main.py" ]; then
-    echo "No ComfyUI at $comfyui: run 'git clone https://github.com/comfyanonymous/ComfyUI $comfyui' or set COMFYUI_PATH." >&2
+    echo "No ComfyUI at $comfyui: clone https://github.com/comfyanonymous/ComfyUI to it, or set COMFYUI_PATH." >&2
     exit 1
 fi
 comfyui="$(cd "$comfyui" && pwd)"
@@ -40,5 +40,5 @@ if ! "$python" -c 'import torchaudio' 2>/dev/null; then
         -exec mv {} "$site/torchaudio/lib.unused/" \;
 fi
 
-(cd "$comfyui" && "$python" -c 'import torch, torchvision, torchaudio, kornia, spandrel; print("torch", torch.__version__)')
+"$python" -c 'import torch, torchvision, torchaudio, kornia, spandrel; print("torch", torch.__version__)'
 echo "Ready: $python $comfyui/main.py --cpu"

@@ -94,7 +94,7 @@ SPECS = {
     "EncodeSemantic": Spec(
         "Encode",
         {"model": Socket("MODEL"), "media": Socket(MEDIA_TYPES), "resolution": Widget("COMBO", "auto")},
-        {"LANCE_SEMANTIC": "LANCE_SEMANTIC"},
+        {"semantic": "LANCE_SEMANTIC"},
         (300, 110),
         "lance",
     ),
@@ -116,7 +116,7 @@ SPECS = {
             "semantic_2": Socket("LANCE_SEMANTIC", optional=True),
             "system": Widget("STRING", "", optional=True),
         },
-        {"STRING": "STRING"},
+        {"answer": "STRING"},
         (380, 320),
         "lance",
     ),
@@ -179,7 +179,10 @@ SPECS = {
     ),
     "PreviewAny": Spec("Text", {"source": Socket("*")}, {"STRING": "STRING"}, (340, 240)),
     "SaveImage": Spec(
-        "Save", {"images": Socket("IMAGE"), "filename_prefix": Widget("STRING", "lance/image")}, {}, (400, 420)
+        "Save",
+        {"images": Socket("IMAGE"), "filename_prefix": Widget("STRING", "lance/image")},
+        {"images": "IMAGE"},
+        (400, 420),
     ),
     "SaveVideo": Spec(
         "Save",
@@ -206,7 +209,9 @@ class Graph:
         self.note = note
         self.nodes: list[Node] = []
 
-    def add(self, type: str, *, title: str | None = None, properties: dict[str, Any] | None = None, **values: Any) -> Node:
+    def add(
+        self, type: str, *, title: str | None = None, properties: dict[str, Any] | None = None, **values: Any
+    ) -> Node:
         """Add a node. `values` sets widgets, or links inputs to an `Output`; names must be the spec's."""
         if unknown := values.keys() - SPECS[type].inputs.keys():
             raise ValueError(f"{type} has no input {sorted(unknown)}")
