@@ -307,6 +307,10 @@ class Sampling:
             raise LanceError("shift is 0: give a positive number, 1 for an even schedule.")
         for value in self.interval:
             check_number("guidance_interval", value, 0.0, 1.0)
+        if self.interval[0] > self.interval[1]:
+            raise LanceError(
+                f"guidance_interval is {tuple(self.interval)}: give the smaller time first, then the larger one."
+            )
         if self.renorm not in flow.RENORMS:
             raise LanceError(f"renorm is {self.renorm!r}; give one of {', '.join(flow.RENORMS)}.")
         check_number("renorm_min", self.renorm_min, 0.0, 1.0)

@@ -213,6 +213,7 @@ GENERATE_MISTAKES = [
     (dict(shift=math.inf), "shift is inf"),
     (dict(shift=0.0), "shift is 0"),
     (dict(guidance_interval=(-1, 1)), "guidance_interval is -1"),
+    (dict(guidance_interval=(0.9, 0.5)), "guidance_interval is (0.9, 0.5): give the smaller time first"),
     (dict(renorm="loud"), "renorm is 'loud'; give one of global, channel, none"),
     (dict(renorm_min=2.0), "renorm_min is 2.0"),
     (dict(seed=-1), "seed is -1"),

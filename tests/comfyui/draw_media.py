@@ -1,4 +1,4 @@
-"""Draws the example media and the thumbnails of `workflows/`: `python -m tests.comfy.draw_media`."""
+"""Draws the example media and the thumbnails of `workflows/`: `python -m tests.comfyui.draw_media`."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def stacked(top: Image.Image, bottom: Image.Image) -> Image.Image:
 def main() -> None:
     media = WORKFLOWS / "media"
     media.mkdir(parents=True, exist_ok=True)
-    for name, draw in (("lance_example.png", apple), ("lance_example_2.png", cup)):
+    for name, draw in (("example.png", apple), ("lance_example_2.png", cup)):
         picture = draw(table(256 * SCALE), 0.5)
         picture.resize((256, 256), Image.Resampling.LANCZOS).save(media / name, optimize=True)
     write_clip(media / "lance_example.mp4", [ball(96, 64, frame / 16) for frame in range(17)], fps=12)

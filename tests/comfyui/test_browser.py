@@ -21,6 +21,10 @@ FLAGS = (
 READY = "window.app?.graph && Object.keys(window.LiteGraph.registered_node_types).length > 100"
 
 
+def find_browser() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def of_ours(message: ConsoleMessage) -> bool:
     return message.type == "error" and (
         f"/extensions/{PACK}/" in message.location["url"] or "lance" in message.text.lower()
@@ -35,8 +39,7 @@ def errors() -> list[str]:
 
 @pytest.fixture(scope="module")
 def page(server: ComfyServer, errors: list[str]) -> Iterator[Page]:
-    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser_path is None:
+    if (browser_path := find_browser()) is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is on the PATH")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=list(FLAGS))

@@ -1,4 +1,4 @@
-"""Writes `workflows/*.json` and `workflows/api/*.json`: `python -m tests.comfy.build_workflows`."""
+"""Writes `workflows/*.json` and `workflows/api/*.json`: `python -m tests.comfyui.build_workflows`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ hf download bytedance-research/Lance --local-dir ComfyUI/models/lance
 ```
 then press **R** and choose it in *Load Lance*."""
 
-EXAMPLE_MEDIA = "Choose a {thing} of your own in *{node}*; the examples are in the pack's `workflows/media` folder."
+OWN_PICTURE = "Choose a picture of your own in *Load Image*."
+OWN_FILE = (
+    "Choose a {thing} of your own in *{node}*, or copy the example from the pack's `workflows/media` folder into"
+    " `ComfyUI/input` and press **R**."
+)
 SEED = "The same seed gives the same result; change it to see another one."
 
 
@@ -81,7 +85,7 @@ def image_to_video() -> Graph:
             "Image to video",
             "The picture becomes the first frame; *prompt* says what happens next. "
             "The clip has the size at which *Encode Latent* reads the picture, whatever *width* and *height* say.",
-            EXAMPLE_MEDIA.format(thing="picture", node="Load Image"),
+            OWN_PICTURE,
         )
     )
     lance = load_lance(graph, VIDEO_MODEL)
@@ -90,7 +94,7 @@ def image_to_video() -> Graph:
     clip = graph.add(
         "LanceGenerate",
         model=lance[0],
-        prompt="The apple rolls slowly across the table and falls off its edge.",
+        prompt="The camera moves slowly closer while day turns into night.",
         width=640,
         height=640,
         frames=49,
@@ -106,14 +110,14 @@ def image_edit() -> Graph:
             "Edit an image",
             "Write the change you want in *instruction*. The model looks at the picture twice: "
             "*Encode Semantic* reads what is in it, *Encode Latent* keeps what it looks like.",
-            EXAMPLE_MEDIA.format(thing="picture", node="Load Image"),
+            OWN_PICTURE,
         )
     )
     lance = load_lance(graph, IMAGE_MODEL)
     picture = graph.add("LoadImage")
     semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
     latent = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
-    instruction = "Make the apple green."
+    instruction = "Turn the picture into a watercolour painting, keep the composition."
     edited = graph.add("LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction)
     save_image(graph, lance, edited)
     return graph
@@ -125,7 +129,7 @@ def video_edit() -> Graph:
             "Edit a video",
             "Write the change you want in *instruction*. The clip is read at 12 frames a second, "
             "six seconds of it at most.",
-            EXAMPLE_MEDIA.format(thing="clip", node="Load Video"),
+            OWN_FILE.format(thing="clip", node="Load Video"),
         )
     )
     lance = load_lance(graph, VIDEO_MODEL)
@@ -145,7 +149,7 @@ def two_reference_edit() -> Graph:
             "*instruction* may speak of the first and of the second picture. "
             "The result has the size of the second one.",
             "Set *task* to **idip** to keep a person's or an object's identity rather than the picture around it.",
-            EXAMPLE_MEDIA.format(thing="picture", node="Load Image"),
+            OWN_FILE.format(thing="second picture", node="Load Image"),
         )
     )
     lance = load_lance(graph, IMAGE_MODEL)
@@ -160,7 +164,7 @@ def two_reference_edit() -> Graph:
         latent=latent[0][0],
         semantic_2=semantic[1][0],
         latent_2=latent[1][0],
-        instruction="Place the apple of the first picture beside the cup of the second picture.",
+        instruction="Place the object of the first picture beside the cup of the second picture.",
     )
     save_image(graph, lance, edited)
     return graph
@@ -172,13 +176,13 @@ def ask_image() -> Graph:
             "Ask about an image",
             "Write a *question* and press **Run**; the answer appears in *Preview as Text*. "
             "With *sampling* off the answer is always the same.",
-            EXAMPLE_MEDIA.format(thing="picture", node="Load Image"),
+            OWN_PICTURE,
         )
     )
     lance = load_lance(graph, IMAGE_MODEL)
     picture = graph.add("LoadImage")
     semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
-    question = "What is on the table, and what colour is it?"
+    question = "What is in the picture, and which colours does it have?"
     answer = graph.add("LanceUnderstand", model=lance[0], question=question, semantic=semantic[0])
     graph.add("PreviewAny", source=answer[0])
     return graph
@@ -190,7 +194,7 @@ def ask_video() -> Graph:
             "Ask about a video",
             "Write a *question* and press **Run**; the answer appears in *Preview as Text*. "
             "The clip is read at 12 frames a second, six seconds of it at most.",
-            EXAMPLE_MEDIA.format(thing="clip", node="Load Video"),
+            OWN_FILE.format(thing="clip", node="Load Video"),
         )
     )
     lance = load_lance(graph, VIDEO_MODEL)
@@ -210,7 +214,7 @@ def understand_then_edit() -> Graph:
             "One model does both: it looks at the picture and proposes a change, "
             "the text passes through *Concatenate Text*, where you can add to it, "
             "and becomes the instruction of the edit. Both steps share one *Encode Semantic*.",
-            EXAMPLE_MEDIA.format(thing="picture", node="Load Image"),
+            OWN_PICTURE,
         )
     )
     lance = load_lance(graph, IMAGE_MODEL)

@@ -160,7 +160,7 @@ SPECS = {
     ),
     "LoadImage": Spec(
         "Load",
-        {"image": Widget("COMBO", "lance_example.png", suffix=("image",))},
+        {"image": Widget("COMBO", "example.png", suffix=("image",))},
         {"IMAGE": "IMAGE", "MASK": "MASK"},
         (320, 340),
     ),

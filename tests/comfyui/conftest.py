@@ -1,0 +1,61 @@
+"""Fixtures of the tests that need a ComfyUI. `setup_server.sh` makes one able to run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .server import PACK, ComfyServer, find_comfyui, find_python
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = ROOT / "workflows"
+
+
+def write_extra_model_paths(path: Path, models: Path) -> None:
+    """What people write who keep their models on another disk (JSON is YAML)."""
+    path.write_text(json.dumps({"elsewhere": {"base_path": str(models), "lance": "lance"}}))
+
+
+def make_tiny(folder: Path) -> Path:
+    """A small random checkpoint in the official layout."""
+    command = [sys.executable, "-m", "lance_core", "make-tiny", str(folder)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return folder
+
+
+def server_in(folder: Path, comfyui: Path, tiny: Path) -> ComfyServer:
+    """ComfyUI with this pack, the example media, and small checkpoints, all inside an empty folder.
+
+    The checkpoints lie as the README's download puts the release: `Lance_3B` and `Lance_3B_Video` in models/lance. A
+    third, `tiny/Lance_3B`, is found through extra_model_paths.
+    """
+    base, elsewhere = folder / "comfyui", folder / "other_models"
+    (base / "custom_nodes").mkdir(parents=True)
+    os.symlink(ROOT, base / "custom_nodes" / PACK, target_is_directory=True)
+    shutil.copytree(tiny, base / "models/lance")
+    shutil.copytree(tiny / "Lance_3B", base / "models/lance/Lance_3B_Video")
+    shutil.copytree(tiny, elsewhere / "lance/tiny")
+    shutil.copytree(WORKFLOWS / "media", base / "input")
+    write_extra_model_paths(base / "extra_model_paths.yaml", elsewhere)
+    arguments = ("--extra-model-paths-config", str(base / "extra_model_paths.yaml"))
+    return ComfyServer(comfyui, find_python(comfyui), base, arguments)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[ComfyServer]:
+    if (comfyui := find_comfyui()) is None:
+        pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI (tests/comfyui/setup_server.sh says how to get one)")
+    with server_in(tmp_path_factory.mktemp("server"), comfyui, tiny_checkpoint) as running:
+        yield running
