@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from pathlib import Path
 
 import torch
@@ -321,9 +322,9 @@ def load_parts(
     first_stage = WanVAE(vae_sizes, **factory) if vae_sizes else None
     return Lance(
         config=config,
-        transformer=_place(transformer, contents.language, device),
-        vision=_place(vision, contents.vision, device) if vision else None,
-        vae=_place(first_stage, contents.vae, device) if first_stage else None,
+        transformer=_place(transformer, contents.language, device, dtype),
+        vision=_place(vision, contents.vision, device, dtype) if vision else None,
+        vae=_place(first_stage, contents.vae, device, dtype) if first_stage else None,
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
@@ -343,7 +344,7 @@ def load_vae(
     config = checked_vae_config(contents)
     if config is None:
         return None
-    return _place(network(config, operations=operations, dtype=dtype, device="meta"), contents.vae, device)
+    return _place(network(config, operations=operations, dtype=dtype, device="meta"), contents.vae, device, dtype)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -386,15 +387,17 @@ def resolve_attention(attention: str | Attention) -> Attention:
     raise LanceError(f"{attention!r} is not an attention; use auto, sdpa or a callable.")
 
 
-def _place(module: nn.Module, stored: Mapping[str, Stored], device: torch.device) -> nn.Module:
-    """The module, from the meta device, with memory on `device` and in it the stored values."""
-    size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+def _place(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module, built on the meta device, with the stored values as its parameters on `device`."""
+    size = sum(prod(entry.shape) for entry in stored.values()) * dtype.itemsize
     try:
-        module = module.to_empty(device=device).requires_grad_(False).eval()
+        tensors = {name: torch.empty(entry.shape, dtype=dtype, device=device) for name, entry in stored.items()}
     except RuntimeError as error:
         raise LanceError(
             f"{type(module).__name__} needs {size / 1e9:.1f} GB on {device}, which has not enough free memory"
             f" ({brief(error)}); free some, or use bf16 or another device."
         ) from None
-    fill([(parameter, stored[name]) for name, parameter in module.named_parameters()])
-    return module
+    fill([(tensors[name], entry) for name, entry in stored.items()])
+    # Through load_state_dict, because a host's layers may have no parameters until they are given some.
+    module.load_state_dict(tensors, assign=True)
+    return module.requires_grad_(False).eval()
