@@ -256,6 +256,19 @@ class LanceTransformer(nn.Module):
         self.vae2llm = operations.Linear(LATENT_CHANNELS, config.hidden_size, **factory)
         self.llm2vae = operations.Linear(config.hidden_size, LATENT_CHANNELS, **factory)
 
+    def context_memory(self, tokens: int) -> int:
+        """Bytes of the keys and values of a context of so many tokens."""
+        config = self.config
+        width = config.num_key_value_heads * config.head_dim
+        return 2 * tokens * width * config.num_hidden_layers * self.dtype.itemsize
+
+    def working_memory(self, tokens: int) -> int:
+        """Bytes of what lives at the same time in a layer for so many tokens, in whole samples.
+
+        The residual stream and its update; gate, up and their product in the MLP, beside which attention is small.
+        """
+        return tokens * (2 * self.config.hidden_size + 3 * self.config.intermediate_size) * self.dtype.itemsize
+
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """`rotary_table` of positions `[3, L]` with this model's sections, theta and rounding."""
         config = self.config

@@ -15,6 +15,7 @@ from ..lance_core.errors import LanceError
 from ..lance_core.layout import find_checkpoint
 
 VISION = "lance_vision"  # the attachment's name
+TEMPLATE_TOKENS = 256  # of the chat template, a system prompt and an ordinary prompt, for estimates
 PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
 WEIGHT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -48,10 +49,12 @@ def load_model(path: str, weight_dtype: str) -> comfy.model_patcher.ModelPatcher
     return model
 
 
-def with_decoder(model: comfy.model_patcher.ModelPatcher) -> Lance:
-    """The model with its decoder on the device that computes."""
+def with_decoder(model: comfy.model_patcher.ModelPatcher, context: int, target: int = 0) -> Lance:
+    """The model with its decoder on the device that computes, and room there for so many tokens of a request."""
     lance = lance_of(model)
-    comfy.model_management.load_models_gpu([model])
+    decoder = lance.transformer
+    memory = decoder.context_memory(context) + decoder.working_memory(max(context, target))
+    comfy.model_management.load_models_gpu([model], memory_required=memory)
     return dataclasses.replace(lance, device=model.load_device)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..lance_core import stages
-from ..lance_core.config import SPATIAL_COMPRESSION
+from ..lance_core.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..lance_core.flow import RENORMS
 from .encode import Semantic
-from .model import with_decoder
+from .model import TEMPLATE_TOKENS, with_decoder
 from .report import step_callback, warnings_logged
 
 MAX_PIXELS_WIDE = 1536  # beyond 1024 positions repeat; the largest official width is 1152
@@ -80,6 +80,11 @@ def sampling_inputs() -> list[io.Input]:
     ]
 
 
+def tokens(width: int, height: int, frames: int) -> int:
+    """Of a target in pixels, nearly: for estimates."""
+    return (frames // TEMPORAL_COMPRESSION + 1) * (width // SPATIAL_COMPRESSION) * (height // SPATIAL_COMPRESSION)
+
+
 def sampling_options(model, values: dict) -> dict:
     """The stages' options from the widgets' values."""
     interval = (values.pop("guidance_start"), values.pop("guidance_end"))
@@ -145,7 +150,7 @@ class LanceGenerate(io.ComfyNode):
     ) -> io.NodeOutput:
         with warnings_logged():
             samples = stages.generate(
-                with_decoder(model),
+                with_decoder(model, TEMPLATE_TOKENS, tokens(width, height, frames)),
                 prompt,
                 width=width,
                 height=height,
@@ -199,11 +204,15 @@ class LanceEdit(io.ComfyNode):
     def execute(
         cls, model, semantic, latent: dict, instruction: str, task: str, semantic_2=None, latent_2=None, **sampling
     ) -> io.NodeOutput:
+        semantics = [s for s in (semantic, semantic_2) if s is not None]
+        latents = [x["samples"] for x in (latent, latent_2) if x is not None]
+        clean = [x[0, 0].numel() for x in latents]
+        context = TEMPLATE_TOKENS + sum(clean) + sum(len(s.embeddings) for s in semantics)
         with warnings_logged():
             samples = stages.edit(
-                with_decoder(model),
-                [s for s in (semantic, semantic_2) if s is not None],
-                [x["samples"] for x in (latent, latent_2) if x is not None],
+                with_decoder(model, context, clean[-1]),
+                semantics,
+                latents,
                 instruction,
                 task=task,
                 **sampling_options(model, sampling),

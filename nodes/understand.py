@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..lance_core import stages
 from .encode import Semantic
-from .model import with_decoder
+from .model import TEMPLATE_TOKENS, with_decoder
 from .report import token_callback, warnings_logged
 
 
@@ -93,10 +93,12 @@ class LanceUnderstand(io.ComfyNode):
         cls, model, question: str, max_new_tokens: int, sampling: dict, semantic=None, semantic_2=None, system: str = ""
     ) -> io.NodeOutput:
         options = {name: value for name, value in sampling.items() if name != "sampling"}
+        semantics = [s for s in (semantic, semantic_2) if s is not None]
+        context = TEMPLATE_TOKENS + max_new_tokens + sum(len(s.embeddings) for s in semantics)
         with warnings_logged():
             answer = stages.understand(
-                with_decoder(model),
-                [s for s in (semantic, semantic_2) if s is not None],
+                with_decoder(model, context),
+                semantics,
                 question,
                 system=system or None,
                 max_new_tokens=max_new_tokens,
