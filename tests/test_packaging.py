@@ -77,7 +77,10 @@ def test_nothing_loads_or_runs_code_from_files():
         assert not re.search(r"(?<!\.)\b(eval|exec)\(|weights_only=False|pickle\.load|os\.system|subprocess|shell=True", text)
 
 
-def test_the_translation_is_complete_json():
+def test_every_node_is_translated_and_explained():
     names = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
     schemas = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "nodes").glob("*.py"))
-    assert set(names) == set(re.findall(r'node_id="(\w+)"', schemas))
+    nodes = set(re.findall(r'node_id="(\w+)"', schemas))
+    assert set(names) == nodes
+    for language in ("en", "zh"):
+        assert {page.parent.name for page in (ROOT / "web/docs").glob(f"*/{language}.md")} == nodes
