@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,17 +18,19 @@ from tqdm import tqdm
 from . import stages
 from .checkpoint import Lance
 from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
-from .errors import LanceError, LanceWarning
-from .flow import RENORMS
+from .errors import LanceError, warnings_shown
+from .flow import RENORMS, Sampling
 from .inspection import inspect
 from .media import read_image, read_media, replacing, write_mp4, write_png
-from .resize import RESOLUTIONS
+from .resize import RESOLUTION_CHOICES, resolution_of
 from .tiny import make_tiny
 from .workflow import Result, read_workflow, run_workflow
 
 LATENT_SUFFIXES = (".safetensors", ".latent")
 SUFFIXES = (".png", ".mp4", *LATENT_SUFFIXES)
 PICTURE_SIZE, CLIP_SIZE = (768, 768), (848, 480)  # width, height where none is given
+MAX_FPS = 240
+FULL = "error: the memory is full; choose a smaller size, fewer frames or --tile 16."
 CLIP_FRAMES, CLIP_RESOLUTION = 49, "video_480p"
 
 
@@ -73,29 +74,12 @@ class Typewriter:
             self.shown = text
 
 
-@contextmanager
-def warnings_in_one_line() -> Iterator[None]:
-    """Our own warnings as `warning: sentence` on stderr, each time they happen."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", LanceWarning)
-        usual = warnings.showwarning
-
-        def show(message, category, *place, **options) -> None:
-            if issubclass(category, LanceWarning):
-                tqdm.write(f"warning: {message}", file=sys.stderr)
-            else:
-                usual(message, category, *place, **options)
-
-        warnings.showwarning = show
-        yield
-
-
 def load(args: argparse.Namespace) -> Lance:
     return stages.load_lance(args.model, device=args.device, dtype=args.dtype)
 
 
 def resolution(args: argparse.Namespace) -> str | None:
-    return None if args.resolution == "native" else args.resolution
+    return resolution_of(args.resolution)
 
 
 def understand(args: argparse.Namespace, bars: Bars) -> None:
@@ -146,7 +130,7 @@ def sampling(args: argparse.Namespace, bars: Bars) -> dict:
 def generate(args: argparse.Namespace, bars: Bars) -> None:
     is_clip = args.first_frame is not None or (args.output is not None and args.output.suffix.lower() == ".mp4")
     frames = args.frames if args.frames is not None else CLIP_FRAMES if is_clip else 1
-    output = output_path(args.output, Path(f"lance_{args.seed}"), frames)
+    output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps)
     first, size = None, (args.width, args.height)
     lance = load(args)
     if args.first_frame is not None:
@@ -158,13 +142,13 @@ def generate(args: argparse.Namespace, bars: Bars) -> None:
     latent = stages.generate(
         lance, args.prompt, width=width, height=height, frames=frames, first_frame=first, **sampling(args, bars)
     )
-    save(lance, latent, output, args)
+    save(lance, latent, output, args, bars)
 
 
 def edit(args: argparse.Namespace, bars: Bars) -> None:
     media = [read_media(path) for path in args.media]
     frames = args.frames if args.frames is not None else media[-1][0].shape[0]
-    output = output_path(args.output, Path(f"lance_{args.seed}"), frames)
+    output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps)
     lance = load(args)
     bucket = resolution(args)
     latent = stages.edit(
@@ -178,16 +162,17 @@ def edit(args: argparse.Namespace, bars: Bars) -> None:
         frames=args.frames,
         **sampling(args, bars),
     )
-    save(lance, latent, output, args)
+    save(lance, latent, output, args, bars)
 
 
 def decode(args: argparse.Namespace, bars: Bars) -> None:
     latent = read_latent(args.latent)
     batch, _, t = latent.shape[:3] if latent.ndim == 5 else (1, 0, 1)
-    output = output_path(args.output, args.latent.with_suffix(""), batch * (TEMPORAL_COMPRESSION * (t - 1) + 1))
+    frames = batch * (TEMPORAL_COMPRESSION * (t - 1) + 1)
+    output = output_path(args.output, args.latent.with_suffix(""), frames, args.fps)
     if output.suffix.lower() in LATENT_SUFFIXES:
         raise LanceError(f"the output {output} is a latent, as the input is; end it in .png or .mp4.")
-    save(load(args), latent, output, args)
+    save(load(args), latent, output, args, bars)
 
 
 def show_contents(args: argparse.Namespace, bars: Bars) -> None:
@@ -224,11 +209,13 @@ def default_models() -> tuple[Path, ...]:
     return (*(Path(folder) for folder in listed if folder), Path("models"))
 
 
-def output_path(given: Path | None, default: Path, frames: int) -> Path:
+def output_path(given: Path | None, default: Path, frames: int, fps: float) -> Path:
     """Where a result of so many frames goes; LanceError, before any work, where that kind of file cannot hold it.
 
     default: the path without its suffix where none is given; nothing that exists is overwritten then.
     """
+    if not 0 < fps <= MAX_FPS:
+        raise LanceError(f"--fps is {fps}: give a number above 0 and up to {MAX_FPS}.")
     if given is None:
         return unused(default.with_name(f"{default.name}{'.png' if frames == 1 else '.mp4'}"))
     if given.suffix.lower() not in SUFFIXES:
@@ -250,13 +237,13 @@ def unused(path: Path) -> Path:
     return candidate
 
 
-def save(lance: Lance, latent: Tensor, output: Path, args: argparse.Namespace) -> None:
+def save(lance: Lance, latent: Tensor, output: Path, args: argparse.Namespace, bars: Bars) -> None:
     """Writes a latent, or the picture or clip it decodes to, as the output's suffix says, and prints the path."""
     suffix = output.suffix.lower()
     if suffix in LATENT_SUFFIXES:
         write_latent(latent, output)
     else:
-        frames = stages.decode_video(lance, latent, tile=args.tile)
+        frames = stages.decode_video(lance, latent, tile=args.tile, on_chunk=partial(bars, "decode"))
         if suffix == ".png":
             write_png(frames, output)
         else:
@@ -299,7 +286,7 @@ def parser() -> argparse.ArgumentParser:
     buckets = argparse.ArgumentParser(add_help=False)
     buckets.add_argument(
         "--resolution",
-        choices=("auto", "native", *RESOLUTIONS),
+        choices=RESOLUTION_CHOICES,
         default="auto",
         help="size at which the model sees the media; native: as they are (multiples of 16, or 28 for questions)",
     )
@@ -367,13 +354,13 @@ def painting_options() -> argparse.ArgumentParser:
     options.add_argument("--width", type=int, help="pixels, a multiple of 16")
     options.add_argument("--height", type=int, help="pixels, a multiple of 16")
     options.add_argument("--frames", type=int, help="4k+1, up to 121; 12 are one second (default: 1, for a clip 49)")
-    options.add_argument("--steps", type=int, default=30)
-    options.add_argument("--guidance", type=float, default=4.0)
-    options.add_argument("--shift", type=float, default=3.5)
-    options.add_argument("--guidance-interval", type=float, nargs=2, default=(0.4, 1.0), metavar=("LOW", "HIGH"))
-    options.add_argument("--renorm", choices=RENORMS, default="global")
-    options.add_argument("--renorm-min", type=float, default=0.0)
-    options.add_argument("--seed", type=int, default=42)
+    options.add_argument("--steps", type=int, default=Sampling.steps)
+    options.add_argument("--guidance", type=float, default=Sampling.guidance)
+    options.add_argument("--shift", type=float, default=Sampling.shift)
+    options.add_argument("--guidance-interval", type=float, nargs=2, default=Sampling.interval, metavar=("LOW", "HIGH"))
+    options.add_argument("--renorm", choices=RENORMS, default=Sampling.renorm)
+    options.add_argument("--renorm-min", type=float, default=Sampling.renorm_min)
+    options.add_argument("--seed", type=int, default=stages.SEED)
     return options
 
 
@@ -381,13 +368,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after an error that was told on stderr, or 130 after Ctrl-C."""
     args = parser().parse_args(argv)
     try:
-        with warnings_in_one_line(), Bars() as bars:
+        with warnings_shown(lambda sentence: tqdm.write(f"warning: {sentence}", file=sys.stderr)), Bars() as bars:
             args.command(args, bars)
     except LanceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (torch.OutOfMemoryError, MemoryError):
-        print("error: the memory is full; choose a smaller size, fewer frames or --tile 16.", file=sys.stderr)
+        print(FULL, file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # what torch raises where the host's own memory is full
+        if "DefaultCPUAllocator" not in str(error):
+            raise
+        print(FULL, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -15,4 +15,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
     q `[B, nh, L, hd]`, k and v `[B, nkv, S, hd]`, mask `[L, S]` boolean (True: may attend) -> `[B, nh, L, hd]`.
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    B, nh, L, hd = q.shape
+    group = nh // k.shape[1]
+    if group == 1:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # The heads of a group see the same keys, so they are just more queries. Torch's own `enable_gqa` falls back to a
+    # dense L x S matrix on every device, or for every dtype, for which no fused kernel knows groups.
+    q = q.reshape(B, nh // group, group * L, hd)
+    mask = None if mask is None else mask.repeat(group, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(B, nh, L, hd)

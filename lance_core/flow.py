@@ -6,13 +6,48 @@ Source: modeling/lance/lance.py (validation_gen_KVcache) of bytedance/Lance.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .checks import check_number, check_whole
+from .errors import LanceError
+
 Renorm = Literal["global", "channel", "none"]
 RENORMS = ("global", "channel", "none")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a latent is painted; the defaults are the official ones. Raises LanceError where a value makes no sense."""
+
+    steps: int = 30
+    guidance: float = 4.0  # 1: none
+    shift: float = 3.5
+    interval: tuple[float, float] = (0.4, 1.0)  # times between which guidance acts
+    renorm: Renorm = "global"
+    renorm_min: float = 0.0
+
+    def __post_init__(self):
+        check_whole("steps", self.steps, 1)
+        check_number("guidance", self.guidance, 1.0)
+        check_number("shift", self.shift, 0.0)
+        if self.shift == 0:
+            raise LanceError("shift is 0: give a positive number, 1 for an even schedule.")
+        if not isinstance(self.interval, (tuple, list)) or len(self.interval) != 2:
+            raise LanceError(f"guidance_interval is {self.interval!r}: give two times, such as (0.4, 1.0).")
+        for value in self.interval:
+            check_number("guidance_interval", value, 0.0, 1.0)
+        if self.interval[0] > self.interval[1]:
+            raise LanceError(
+                f"guidance_interval is {tuple(self.interval)}: give the smaller time first, then the larger one."
+            )
+        if self.renorm not in RENORMS:
+            raise LanceError(f"renorm is {self.renorm!r}; give one of {', '.join(RENORMS)}.")
+        check_number("renorm_min", self.renorm_min, 0.0, 1.0)
+
 
 # (rows x `[B, N, 48]`, t `[]`, guided?) -> velocity `[B, N, 48]` float32, from data to noise
 Velocity = Callable[[Tensor, Tensor, bool], Tensor]

@@ -39,6 +39,15 @@ RESOLUTIONS = {
 }
 
 
+NATIVE = "native"  # what nodes and the command line call: no resizing
+RESOLUTION_CHOICES = ("auto", *RESOLUTIONS, NATIVE)
+
+
+def resolution_of(choice: str) -> str | None:
+    """The stages' `resolution` for one of `RESOLUTION_CHOICES`."""
+    return None if choice == NATIVE else choice
+
+
 def _bucket(size: int, width: int, height: int) -> tuple[int, int]:
     ratio = max(width, height) / min(width, height)
     short = BUCKET_STEP * round(size / math.sqrt(ratio) / BUCKET_STEP)

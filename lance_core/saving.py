@@ -73,8 +73,8 @@ def _write(root: Path, lance: Lance, specification: str, variant: str, dtype: to
     vision_tensors = _tensors(lance.vision, dtype)
     tensors = _tensors(lance.transformer, dtype)
     frames = MAX_LATENT_FRAMES if variant == "video" else 1
-    table = latent_position_rows(torch.arange(frames * MAX_LATENT_SIDE**2), text.hidden_size)
-    tensors[POSITION_TABLE] = table.to(dtype)
+    ids = torch.arange(frames * MAX_LATENT_SIDE**2)
+    tensors[POSITION_TABLE] = latent_position_rows(ids, text.hidden_size, dtype)
     if variant == "video":
         tensors.update({VISION_PREFIX + name: tensor for name, tensor in vision_tensors.items()})
     save_file(tensors, language_folder / WEIGHTS)

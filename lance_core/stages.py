@@ -6,7 +6,6 @@ before normalisation. Results are float32 on the CPU. Whatever a user got wrong 
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence as Items
 from dataclasses import dataclass
@@ -18,14 +17,16 @@ from torch import Tensor
 
 from . import flow, text
 from .checkpoint import Lance, load_lance
+from .checks import check_frames, check_latent, check_number, check_seed, check_text, check_whole
 from .config import LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_LATENT_SIDE, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from .errors import LanceError, LanceWarning
+from .flow import Sampling
 from .prompts import Kind
 from .resize import RESOLUTIONS, fit
 from .sequence import Grid, Sequence, build, context_blocks, unconditional, visual_first
 from .tokenizer import IM_END
 from .transformer import Context, NoiseBlock, latent_position_ids
-from .vae import denormalize, normalize
+from .vae import WanVAE, denormalize, normalize
 from .vit import normalize_pixels
 
 __all__ = [
@@ -39,11 +40,12 @@ __all__ = [
     "understand",
 ]
 
-VIT_MULTIPLE = 28  # pixels per merged vision token
+SEED = 42  # the official one
 MAX_FRAMES = TEMPORAL_COMPRESSION * (MAX_LATENT_FRAMES - 1) + 1
 
 OnStep = Callable[[int, int, Tensor], None]
 OnToken = Callable[[str], None]
+OnChunk = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,27 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
         )
     if kind not in ("auto", "image", "video"):
         raise LanceError(f"kind is {kind!r}; give 'image', 'video' or 'auto'.")
-    frames = resized(frames, resolution, "vit", VIT_MULTIPLE)
+    if frames.shape[0] > MAX_FRAMES:
+        raise too_many(frames.shape[0])
+    vision = lance.config.vision
+    frames = resized(frames, resolution, "vit", vision.patch_size * vision.spatial_merge_size)
     pixels = normalize_pixels(frames).to(lance.device)
     kind = kind_of(frames) if kind == "auto" else kind
     return Semantic(lance.vision(pixels).float().cpu(), lance.vision.grid(pixels), kind)
 
 
 @torch.no_grad()
-def encode_latent(lance: Lance, frames: Tensor, *, resolution: str | None = "auto") -> Tensor:
+def encode_latent(
+    lance: Lance, frames: Tensor, *, resolution: str | None = "auto", on_chunk: OnChunk | None = None
+) -> Tensor:
     """Frames `[F, H, W, 3]` as the model paints them: a raw latent `[1, 48, T, H/16, W/16]`.
 
     resolution as in `encode_semantic`, with multiples of 16 where it is None. Frames beyond the last 4k+1 are dropped.
+    on_chunk(done, total) after every latent frame; it may raise to stop.
     """
     frames = latent_frames(frames, resolution)
     pixels = rearrange(frames * 2 - 1, "F H W c -> 1 c F H W").to(lance.device, lance.dtype)
-    mean, _ = vae_of(lance).encode(pixels)
+    mean, _ = vae_of(lance).encode(pixels, on_chunk=on_chunk)
     return mean.float().cpu()
 
 
@@ -125,6 +133,9 @@ def understand(
     check_number("temperature", temperature, 0.0)
     check_number("top_p", top_p, 0.0, 1.0)
     check_whole("top_k", top_k, 0)
+    check_seed(seed)
+    if system is not None:
+        check_text("system prompt", system)
     semantics = as_list(semantic)
     check_semantics(lance, semantics)
     kinds = {s.kind for s in semantics}
@@ -168,20 +179,20 @@ def generate(
     height: int | None = None,
     frames: int = 1,
     first_frame: Tensor | None = None,
-    steps: int = 30,
-    guidance: float = 4.0,
-    shift: float = 3.5,
-    guidance_interval: tuple[float, float] = (0.4, 1.0),
-    renorm: flow.Renorm = "global",
-    renorm_min: float = 0.0,
-    seed: int | Items[int] = 42,
+    steps: int = Sampling.steps,
+    guidance: float = Sampling.guidance,
+    shift: float = Sampling.shift,
+    guidance_interval: tuple[float, float] = Sampling.interval,
+    renorm: flow.Renorm = Sampling.renorm,
+    renorm_min: float = Sampling.renorm_min,
+    seed: int | Items[int] = SEED,
     noise: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Paints a picture (frames = 1) or a clip: a raw latent `[B, 48, T, h, w]`.
 
     width, height: pixels, multiples of 16; with a first frame they may be left out, for its size is used.
-    first_frame: a raw latent `[1, 48, 1, h, w]` with which the clip begins; it stays exactly as it is.
+    first_frame: a raw latent `[1 or B, 48, 1, h, w]` with which the clip begins; it stays exactly as it is.
     seed: one, or one per sample. noise: `[B, 48, T, h, w]`, normalised, instead of a seed.
     on_step(step, steps, estimate) after every step; the estimate is the clean latent so far, normalised
     `[B, 48, T, h, w]`. It may raise to stop.
@@ -189,9 +200,9 @@ def generate(
     check_text("prompt", prompt)
     if first_frame is not None:
         check_latent("first_frame", first_frame)
-        if first_frame.shape[:3] != (1, LATENT_CHANNELS, 1):
+        if first_frame.shape[2] != 1:
             raise LanceError(
-                f"first_frame is a latent of shape {list(first_frame.shape)}: give one picture, [1, 48, 1, h, w]."
+                f"first_frame is a clip of {first_frame.shape[2]} latent frames: give one picture, [B, 48, 1, h, w]."
             )
         width, height = size_of_first_frame(first_frame, width, height)
         if frames < TEMPORAL_COMPRESSION + 1:
@@ -206,7 +217,13 @@ def generate(
         tokens_per_second=lance.config.text.tokens_per_second,
     )
     sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
-    return paint(lance, sequence, (), (), sampling, initial_noise(grid, seed, noise), first_frame, on_step)
+    start = initial_noise(grid, seed, noise)
+    if first_frame is not None and first_frame.shape[0] not in (1, len(start)):
+        raise LanceError(
+            f"first_frame is a batch of {first_frame.shape[0]} where {len(start)} clips are to be made: give one"
+            " picture, or one per seed."
+        )
+    return paint(lance, sequence, (), (), sampling, start, first_frame, on_step)
 
 
 @torch.no_grad()
@@ -220,13 +237,13 @@ def edit(
     width: int | None = None,
     height: int | None = None,
     frames: int | None = None,
-    steps: int = 30,
-    guidance: float = 4.0,
-    shift: float = 3.5,
-    guidance_interval: tuple[float, float] = (0.4, 1.0),
-    renorm: flow.Renorm = "global",
-    renorm_min: float = 0.0,
-    seed: int | Items[int] = 42,
+    steps: int = Sampling.steps,
+    guidance: float = Sampling.guidance,
+    shift: float = Sampling.shift,
+    guidance_interval: tuple[float, float] = Sampling.interval,
+    renorm: flow.Renorm = Sampling.renorm,
+    renorm_min: float = Sampling.renorm_min,
+    seed: int | Items[int] = SEED,
     noise: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -275,45 +292,19 @@ def edit(
 
 
 @torch.no_grad()
-def decode_video(lance: Lance, latent: Tensor, *, tile: int | None = None) -> Tensor:
+def decode_video(
+    lance: Lance, latent: Tensor, *, tile: int | None = None, on_chunk: OnChunk | None = None
+) -> Tensor:
     """Frames `[B·F, H, W, 3]` in 0..1 of a raw latent `[B, 48, T, h, w]`.
 
     tile: side in latent rows of the tiles that are decoded one by one; it saves memory and changes the result a
-    little. None decodes whole frames.
+    little. None decodes whole frames. on_chunk(done, total) after every latent frame of a tile; it may raise to stop.
     """
     check_latent("the latent", latent)
     if tile is not None:
-        check_whole("tile", tile, 1)
-    pixels = vae_of(lance).decode(latent.to(lance.device, lance.dtype), tile=tile)
+        check_whole("tile", tile, 2)
+    pixels = vae_of(lance).decode(latent.to(lance.device, lance.dtype), tile=tile, on_chunk=on_chunk)
     return rearrange(pixels.float().cpu() / 2 + 0.5, "B c F H W -> (B F) H W c")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a latent is painted; raises LanceError where a value makes no sense."""
-
-    steps: int
-    guidance: float
-    shift: float
-    interval: tuple[float, float]
-    renorm: flow.Renorm
-    renorm_min: float
-
-    def __post_init__(self):
-        check_whole("steps", self.steps, 1)
-        check_number("guidance", self.guidance, 1.0)
-        check_number("shift", self.shift, 0.0)
-        if self.shift == 0:
-            raise LanceError("shift is 0: give a positive number, 1 for an even schedule.")
-        for value in self.interval:
-            check_number("guidance_interval", value, 0.0, 1.0)
-        if self.interval[0] > self.interval[1]:
-            raise LanceError(
-                f"guidance_interval is {tuple(self.interval)}: give the smaller time first, then the larger one."
-            )
-        if self.renorm not in flow.RENORMS:
-            raise LanceError(f"renorm is {self.renorm!r}; give one of {', '.join(flow.RENORMS)}.")
-        check_number("renorm_min", self.renorm_min, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -404,13 +395,13 @@ def initial_noise(grid: Grid, seed: int | Items[int], noise: Tensor | None) -> T
     """`[B, 48, T, h, w]` float32: the noise given, or one drawn per seed on the CPU, as ComfyUI's KSampler does."""
     shape = (LATENT_CHANNELS, *grid)
     if noise is not None:
-        if noise.ndim != 5 or tuple(noise.shape[1:]) != shape:
-            raise LanceError(f"noise is {list(noise.shape)}: this request needs [B, {', '.join(map(str, shape))}].")
+        if not isinstance(noise, Tensor) or noise.ndim != 5 or tuple(noise.shape[1:]) != shape:
+            given = list(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+            raise LanceError(f"noise is {given}: this request needs [B, {', '.join(map(str, shape))}].")
         return noise.float()
     draws = []
     for one in as_list(seed):
-        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < 2**64:
-            raise LanceError(f"seed is {one!r}: give whole numbers from 0 to 2**64 - 1.")
+        check_seed(one)
         generator = torch.Generator().manual_seed(one)
         draws.append(torch.randn((1, *shape), generator=generator))
     if not draws:
@@ -444,8 +435,7 @@ def check_grid(t: int, h: int, w: int) -> None:
             f" {side * SPATIAL_COMPRESSION}x{side * SPATIAL_COMPRESSION}; make the picture smaller."
         )
     if t > MAX_LATENT_FRAMES:
-        frames = TEMPORAL_COMPRESSION * (t - 1) + 1
-        raise LanceError(f"{frames} frames are too many: the model knows up to {MAX_FRAMES}; ask for fewer.")
+        raise too_many(TEMPORAL_COMPRESSION * (t - 1) + 1)
     if w > side:
         warn(
             f"{size} is wider than {side * SPATIAL_COMPRESSION} pixels: positions at the right edge repeat those of"
@@ -453,12 +443,16 @@ def check_grid(t: int, h: int, w: int) -> None:
         )
 
 
+def too_many(frames: int) -> LanceError:
+    return LanceError(
+        f"{frames} frames are too many: the model knows up to {MAX_FRAMES}, ten seconds; use a shorter clip."
+    )
+
+
 def whole_frames(frames: int) -> int:
     """The largest 4k+1 that is not above `frames`; warns where that is less, raises LanceError above 121."""
     if frames > MAX_FRAMES:
-        raise LanceError(
-            f"{frames} frames are too many: the model knows up to {MAX_FRAMES}, ten seconds; use a shorter clip."
-        )
+        raise too_many(frames)
     whole = (frames - 1) // TEMPORAL_COMPRESSION * TEMPORAL_COMPRESSION + 1
     if whole != frames:
         warn(f"{frames} frames were rounded down to {whole}: clips have 4k+1 frames.")
@@ -466,6 +460,7 @@ def whole_frames(frames: int) -> int:
 
 
 def size_of_first_frame(first_frame: Tensor, width: int | None, height: int | None) -> tuple[int, int]:
+    """Width and height in pixels; warns where others were asked for."""
     h, w = (side * SPATIAL_COMPRESSION for side in first_frame.shape[-2:])
     if (width or w, height or h) != (w, h):
         warn(f"the clip is {w}x{h}, the size of its first frame, not {width}x{height}.")
@@ -489,10 +484,12 @@ def resized(frames: Tensor, resolution: str | None, branch: str, multiple: int) 
 
 
 def kind_of(frames: Tensor) -> Kind:
+    """One frame is an image, more are a video."""
     return "image" if frames.shape[0] == 1 else "video"
 
 
-def vae_of(lance: Lance):
+def vae_of(lance: Lance) -> WanVAE:
+    """The model's VAE; raises LanceError where the checkpoint had none."""
     if lance.vae is None:
         raise LanceError("this checkpoint has no VAE: put Wan2.2_VAE.pth beside the language model's folder.")
     return lance.vae
@@ -505,23 +502,11 @@ def as_list(value) -> list:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def check_frames(frames: Tensor) -> None:
-    if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
-        shape = list(frames.shape) if isinstance(frames, Tensor) else type(frames).__name__
-        raise LanceError(f"the frames are {shape}: give [F, H, W, 3] in 0..1.")
-
-
-def check_latent(name: str, latent: Tensor) -> None:
-    good = isinstance(latent, Tensor) and latent.ndim == 5 and latent.shape[1] == LATENT_CHANNELS
-    if not good or 0 in latent.shape:
-        shape = list(latent.shape) if isinstance(latent, Tensor) else type(latent).__name__
-        raise LanceError(
-            f"{name} is {shape}: give [B, {LATENT_CHANNELS}, T, h, w] from EncodeLatent or a Wan 2.2 VAE."
-        )
-
-
 def check_semantics(lance: Lance, semantics: Items[Semantic]) -> None:
+    """Encodings of this model's width."""
     for semantic in semantics:
+        if not isinstance(semantic, Semantic):
+            raise LanceError(f"a semantic reference is {type(semantic).__name__}: give what encode_semantic returns.")
         if semantic.embeddings.shape[-1] != lance.config.text.hidden_size:
             raise LanceError(
                 f"a semantic encoding is {semantic.embeddings.shape[-1]} wide where this model has"
@@ -529,22 +514,6 @@ def check_semantics(lance: Lance, semantics: Items[Semantic]) -> None:
             )
 
 
-def check_text(name: str, value: str) -> None:
-    if not isinstance(value, str):
-        raise LanceError(f"the {name} is {type(value).__name__}: give text.")
-
-
-def check_whole(name: str, value: int, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise LanceError(f"{name} is {value!r}: give a whole number of at least {low}.")
-
-
-def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
-    good = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
-    if not good:
-        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
-        raise LanceError(f"{name} is {value!r}: give a number {limits}.")
-
-
 def warn(sentence: str) -> None:
+    """Tells the caller of a stage something without stopping."""
     warnings.warn(sentence, LanceWarning, stacklevel=3)

@@ -104,19 +104,20 @@ def latent_position_ids(t: int, h: int, w: int) -> Tensor:
     return ids.flatten()
 
 
-def latent_position_rows(ids: Tensor, dim: int) -> Tensor:
-    """Those rows of the table, `[n, dim]` float64: sines and cosines of the frame, the row and the column.
+def latent_position_rows(ids: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Those rows of the table, `[n, dim]` on the CPU: sines and cosines of the frame, the row and the column.
 
-    Computed rather than looked up: the whole table would take 1 GB.
-    Source: modeling/lance/modeling_utils.py, PositionEmbedding3D.
+    Computed in float64 rather than looked up, for the whole table would take 1 GB; each axis has few positions, so only
+    their rows are computed and then repeated. Source: modeling/lance/modeling_utils.py, PositionEmbedding3D.
     """
     third = 2 * (dim // 6)
     axes = (ids // MAX_LATENT_SIDE**2, ids // MAX_LATENT_SIDE % MAX_LATENT_SIDE, ids % MAX_LATENT_SIDE)
     columns = []
     for position, width in zip(axes, (third, third, dim - 2 * third)):
         frequencies = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) / (width / 2))
-        angles = position.double().cpu()[:, None] * frequencies
-        columns += [angles.sin(), angles.cos()]
+        places, where = position.cpu().unique(return_inverse=True)
+        angles = places.double()[:, None] * frequencies
+        columns.append(torch.cat((angles.sin(), angles.cos()), dim=1).to(dtype)[where])
     return torch.cat(columns, dim=1)
 
 
@@ -291,7 +292,7 @@ class LanceTransformer(nn.Module):
 
     def noise_block(self, boundary_ids: Tensor, positions: Tensor, latent_ids: Tensor) -> NoiseBlock:
         """Prepares a noise block: boundary_ids `[2]`, positions `[3, 2 + N]` boundaries first, latent_ids `[N]`."""
-        rows = latent_position_rows(latent_ids, self.config.hidden_size).to(positions.device, self.dtype)
+        rows = latent_position_rows(latent_ids, self.config.hidden_size, self.dtype).to(positions.device)
         return NoiseBlock(self.embed_text(boundary_ids), rows, *self.rotary(positions))
 
     def prefill(
@@ -312,8 +313,8 @@ class LanceTransformer(nn.Module):
             und_positions.append(block.positions[:, :n])
             order[0].append(torch.full((n,), index))
             if block.latent is not None:
-                device = block.latent.device
-                rows = latent_position_rows(block.latent_ids, self.config.hidden_size).to(device, self.dtype)
+                rows = latent_position_rows(block.latent_ids, self.config.hidden_size, self.dtype)
+                rows = rows.to(block.latent.device)
                 gen.append(self.embed_latent(block.latent[None], block.latent.new_zeros(1, 1), rows))
                 gen_positions.append(block.positions[:, n:])
                 order[1].append(torch.full((gen[-1].shape[1],), index))
@@ -363,13 +364,18 @@ class LanceTransformer(nn.Module):
         _, gen = self.language_model.model((und, gen), block.cos, block.sin, attend, on_layer)
         return self.llm2vae(self.language_model.model.norm_moe_gen(gen))
 
-    def decode(self, ids: Tensor, positions: Tensor, cache: DecodeCache, on_layer: OnLayer | None = None) -> Tensor:
-        """Logits `[vocab_size]` after one more token: ids `[1]`, positions `[3, 1]`; the cache grows by it."""
+    def decode(
+        self, ids: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache, on_layer: OnLayer | None = None
+    ) -> Tensor:
+        """Logits `[vocab_size]` after one more token, ids `[1]`, by which the cache grows.
+
+        cos, sin: its row of `rotary`, `[1, 1, hd]`.
+        """
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(q, *cache.append(layer, k, v))
 
-        (x,) = self.language_model.model((self.embed_text(ids),), *self.rotary(positions), attend, on_layer)
+        (x,) = self.language_model.model((self.embed_text(ids),), cos, sin, attend, on_layer)
         cache.length += 1
         return self.language_model.lm_head(self.language_model.model.norm(x))[0, -1]
 

@@ -434,12 +434,13 @@ class WanVAE(nn.Module):
         scale = self.config.space_factor
         rows = tile_axis(h, tile or h, scale)
         columns = tile_axis(w, tile or w, scale)
-        out = latent.new_zeros(b, 3, 1 + self.config.time_factor * (t - 1), h * scale, w * scale)
         tiles = list(product(rows, columns))
+        size = (b, 3, 1 + self.config.time_factor * (t - 1), h * scale, w * scale)
+        out = latent.new_zeros(size, dtype=torch.float32 if len(tiles) > 1 else latent.dtype)  # tiles are added up
         q = self.config.patch
         for index, ((row, row_weight), (column, column_weight)) in enumerate(tiles):
             target = out[..., _scaled(row, scale), _scaled(column, scale)]
-            weight = torch.outer(row_weight, column_weight).to(latent)
+            weight = torch.outer(row_weight, column_weight).to(out)
             frames = latent[..., row, column].split(1, dim=2)
             for done, (frame, (chunk, span)) in enumerate(zip(frames, self._chunks(t)), start=1):
                 x = self.decoder(self.conv2(frame, chunk), chunk)
@@ -447,7 +448,7 @@ class WanVAE(nn.Module):
                 target[:, :, span] += x.clamp(-1.0, 1.0) * weight
                 if on_chunk:
                     on_chunk(index * t + done, len(tiles) * t)
-        return out
+        return out.to(latent.dtype)
 
     def _chunks(self, total: int) -> Iterator[tuple[Chunk, slice]]:
         """The chunks of one clip, each with its pixel frames: 1, then `time_factor` each."""

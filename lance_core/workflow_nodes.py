@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from torch import Tensor
 from . import stages
 from .config import SPATIAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError
-from .flow import RENORMS
+from .flow import RENORMS, Sampling
 from .media import read_clip, read_image, read_video, sample_indices, write_mp4, write_png
-from .resize import RESOLUTIONS
+from .resize import RESOLUTION_CHOICES, resolution_of
 
 REQUIRED = object()
 
@@ -78,6 +79,10 @@ class Session:
         report = self.progress
         return None if report is None else lambda step, steps, estimate: report(label, step, steps)
 
+    def on_chunk(self, label: str) -> Callable[[int, int], None] | None:
+        """A callback for encoding and decoding that reports to `progress`."""
+        return None if self.progress is None else partial(self.progress, label)
+
     def on_token(self, label: str, limit: int) -> Callable[[str], None] | None:
         """A callback for `understand` that reports to `progress`: it is called once per token."""
         if self.progress is None:
@@ -124,7 +129,8 @@ def whole_clip(video: Video | VideoFile) -> Video:
 def find_file(name: str, folders: Sequence[Path]) -> Path:
     """The file of that name in the first folder that has it; LanceError where the name leads out of the folders."""
     relative = os.path.normpath(name.removesuffix(" [input]"))
-    if os.path.isabs(relative) or relative.split(os.sep)[0] == ".." or "\0" in relative:
+    anchor = Path("/lance").resolve()  # stands for any input folder
+    if "\0" in name or not Path(os.path.normpath(anchor / relative)).is_relative_to(anchor):
         raise LanceError(f"'{name}' leaves the input folder; give a name inside it, or its folder with --input.")
     for folder in folders:
         if (folder / relative).is_file():
@@ -181,13 +187,14 @@ def load_lance(session: Session, checkpoint: str, weight_dtype: str) -> tuple:
 
 
 def encode_semantic(session: Session, model, media, resolution: str) -> tuple:
-    resolution = None if resolution == "native" else resolution
-    return (stages.encode_semantic(model, model_frames(media), resolution=resolution),)
+    return (stages.encode_semantic(model, model_frames(media), resolution=resolution_of(resolution)),)
 
 
 def encode_latent(session: Session, vae, media, resolution: str) -> tuple:
-    resolution = None if resolution == "native" else resolution
-    return ({"samples": stages.encode_latent(vae, model_frames(media), resolution=resolution)},)
+    latent = stages.encode_latent(
+        vae, model_frames(media), resolution=resolution_of(resolution), on_chunk=session.on_chunk("encode")
+    )
+    return ({"samples": latent},)
 
 
 def understand(
@@ -243,7 +250,7 @@ def edit(
 
 
 def decode_video(session: Session, vae, latent, fps: float) -> tuple:
-    frames = stages.decode_video(vae, latent["samples"])
+    frames = stages.decode_video(vae, latent["samples"], on_chunk=session.on_chunk("decode"))
     return frames, Video(frames, fps)
 
 
@@ -321,16 +328,16 @@ def primitive(type_name: str) -> Node:
 
 
 TEXT = Input("STRING")
-RESOLUTION = Input("COMBO", "auto", ("auto", "native", *RESOLUTIONS))
+RESOLUTION = Input("COMBO", "auto", RESOLUTION_CHOICES)
 SAMPLING = {
-    "seed": Input("INT", 42),
-    "steps": Input("INT", 30),
-    "guidance": Input("FLOAT", 4.0),
-    "shift": Input("FLOAT", 3.5),
-    "guidance_start": Input("FLOAT", 0.4),
-    "guidance_end": Input("FLOAT", 1.0),
-    "renorm": Input("COMBO", "global", RENORMS),
-    "renorm_min": Input("FLOAT", 0.0),
+    "seed": Input("INT", stages.SEED),
+    "steps": Input("INT", Sampling.steps),
+    "guidance": Input("FLOAT", Sampling.guidance),
+    "shift": Input("FLOAT", Sampling.shift),
+    "guidance_start": Input("FLOAT", Sampling.interval[0]),
+    "guidance_end": Input("FLOAT", Sampling.interval[1]),
+    "renorm": Input("COMBO", Sampling.renorm, RENORMS),
+    "renorm_min": Input("FLOAT", Sampling.renorm_min),
 }
 
 NODES: dict[str, Node] = {

@@ -6,7 +6,8 @@ from comfy_api.latest import Input, io
 from torch import Tensor
 
 from ..lance_core import stages
-from .media import frames_of, media_input, resolution_input, resolution_of
+from ..lance_core.resize import resolution_of
+from .media import frames_of, media_input, resolution_input
 from .model import with_vision
 from .report import warnings_logged
 from .vae import require_vae

@@ -49,7 +49,7 @@ class LoadLance(io.ComfyNode):
                     "weight_dtype",
                     options=["default", *WEIGHT_DTYPES],
                     tooltip="Memory against exactness: bf16 needs 12 GB, as the model was released, fp32 twice that."
-                    " Default takes bf16 on a GPU and fp32 on a CPU.",
+                    " Default takes bf16 where the GPU knows it, otherwise fp32.",
                     advanced=True,
                 ),
             ],

@@ -6,9 +6,7 @@ from comfy_api.latest import Input, io
 from torch import Tensor
 
 from ..lance_core.media import read_video, sample_indices
-from ..lance_core.resize import RESOLUTIONS
-
-NATIVE = "native"  # the widget's word for: no resizing
+from ..lance_core.resize import RESOLUTION_CHOICES
 
 
 def media_input(consequence: str) -> io.MultiType.Input:
@@ -24,15 +22,11 @@ def media_input(consequence: str) -> io.MultiType.Input:
 def resolution_input() -> io.Combo.Input:
     return io.Combo.Input(
         "resolution",
-        options=["auto", *RESOLUTIONS, NATIVE],
+        options=list(RESOLUTION_CHOICES),
         tooltip="Detail against time and memory: the picture is cropped and scaled to the nearest size of this class."
         " Auto is 768 for pictures and 480p for clips, as the model was trained; native keeps the size.",
         advanced=True,
     )
-
-
-def resolution_of(choice: str) -> str | None:
-    return None if choice == NATIVE else choice
 
 
 def frames_of(media: Tensor | Input.Video) -> Tensor:

@@ -29,6 +29,11 @@ class LanceHost(torch.nn.Module):
         self.latent_format = comfy.latent_formats.Wan22()
         self.lance = dataclasses.replace(lance, vision=None, vae=None)
 
+    @property
+    def model_sampling(self):
+        """What KSampler and its like ask a model for first."""
+        raise LanceError("samplers cannot drive Lance yet: use Lance Generate or Lance Edit in the place of KSampler.")
+
 
 def load_model(path: str, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
     """The patcher of a checkpoint, loaded to where ComfyUI keeps models that are not in use."""

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..lance_core import stages
 from ..lance_core.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-from ..lance_core.flow import RENORMS
+from ..lance_core.flow import RENORMS, Sampling
 from .encode import Semantic
 from .model import TEMPLATE_TOKENS, with_decoder
 from .report import step_callback, warnings_logged
@@ -19,16 +19,18 @@ def sampling_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "seed",
-            default=42,
+            default=stages.SEED,
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=True,
             tooltip="Another seed gives another picture; the same one gives the same again.",
         ),
-        io.Int.Input("steps", default=30, min=1, max=200, tooltip="More steps are slower and a little cleaner."),
+        io.Int.Input(
+            "steps", default=Sampling.steps, min=1, max=200, tooltip="More steps are slower and a little cleaner."
+        ),
         io.Float.Input(
             "guidance",
-            default=4.0,
+            default=Sampling.guidance,
             min=1.0,
             max=20.0,
             step=0.1,
@@ -36,7 +38,7 @@ def sampling_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "shift",
-            default=3.5,
+            default=Sampling.shift,
             min=0.1,
             max=20.0,
             step=0.1,
@@ -45,7 +47,7 @@ def sampling_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "guidance_start",
-            default=0.4,
+            default=Sampling.interval[0],
             min=0.0,
             max=1.0,
             step=0.01,
@@ -54,7 +56,7 @@ def sampling_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "guidance_end",
-            default=1.0,
+            default=Sampling.interval[1],
             min=0.0,
             max=1.0,
             step=0.01,
@@ -64,13 +66,13 @@ def sampling_inputs() -> list[io.Input]:
         io.Combo.Input(
             "renorm",
             options=list(RENORMS),
-            default="global",
+            default=Sampling.renorm,
             tooltip="Keeps strong guidance from burning the picture: over the whole of it, per token, or not at all.",
             advanced=True,
         ),
         io.Float.Input(
             "renorm_min",
-            default=0.0,
+            default=Sampling.renorm_min,
             min=0.0,
             max=1.0,
             step=0.01,

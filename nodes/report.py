@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import comfy.model_management
 import comfy.model_patcher
@@ -15,7 +14,7 @@ import latent_preview
 from server import PromptServer
 from torch import Tensor
 
-from ..lance_core.errors import LanceWarning
+from ..lance_core.errors import warnings_shown
 
 TEXT_INTERVAL = 0.1  # seconds between two updates of streamed text
 
@@ -48,14 +47,6 @@ def token_callback(node_id: str | None, limit: int) -> Callable[[str], None]:
     return on_token
 
 
-@contextmanager
-def warnings_logged() -> Iterator[None]:
+def warnings_logged() -> AbstractContextManager[None]:
     """Lance's warnings as lines of ComfyUI's log."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", LanceWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, LanceWarning):
-            logging.warning("Lance: %s", warning.message)
-        else:
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return warnings_shown(lambda sentence: logging.warning("Lance: %s", sentence))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import comfy.model_management
 import comfy.ops
 import comfy.sd
@@ -28,11 +32,14 @@ class FirstStage(WanVAE):
 class LanceVAE(comfy.sd.VAE):
     """Core's VAE around `FirstStage`.
 
-    Core's own constructor recognises a Wan 2.2 VAE by its keys and builds it in the release's widths only, so this one
-    sets the fields itself; encoding, decoding, tiling and memory management are core's.
+    Core's own constructor recognises a Wan 2.2 VAE by its keys and builds it in the release's widths only. So it is
+    given no weights, for which it sets its defaults and returns, and what this VAE has different follows. Encoding,
+    decoding, tiling and memory management are core's.
     """
 
     def __init__(self, network: FirstStage, dtype: torch.dtype):
+        with core_silent():
+            super().__init__(sd={})
         self.first_stage_model = network
         self.vae_dtype = dtype
         self.working_dtypes = [torch.bfloat16, torch.float32]
@@ -52,19 +59,17 @@ class LanceVAE(comfy.sd.VAE):
         size_of = comfy.model_management.dtype_size
         self.memory_used_encode = lambda shape, dtype: 3300 * shape[3] * shape[4] * size_of(dtype)
         self.memory_used_decode = lambda shape, dtype: 8000 * shape[3] * shape[4] * SCALE[1] * SCALE[2] * size_of(dtype)
-        self.process_input = lambda image: image * 2.0 - 1.0
-        self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
-
-        self.pad_channel_value = None
-        self.disable_offload = False
-        self.not_video = False
-        self.crop_input = True
-        self.handles_tiling = False
-        self.format_encoded = None
-        self.extra_1d_channel = None
-        self.audio_sample_rate = None
-        self.size = None
         self.model_size()
+
+
+@contextmanager
+def core_silent() -> Iterator[None]:
+    """Keeps core from warning of the weights that it is not given."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def load_lance_vae(path: str) -> LanceVAE | None:

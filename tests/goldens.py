@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny_a"
@@ -43,3 +44,25 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
         return float("inf")
     ours, theirs = ours.double(), theirs.double()
     return float(torch.linalg.vector_norm(ours - theirs) / torch.linalg.vector_norm(theirs))
+
+
+def assert_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    """Same shape, and a relative error within the tolerance."""
+    assert ours.shape == theirs.shape
+    error = relative_error(ours, theirs)
+    assert error <= tolerance, f"relative L2 error {error:.2e}"
+
+
+class Recorder(TorchDispatchMode):
+    """Counts operations and keeps the number of elements of the largest result."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations, self.largest = 0, 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.operations += 1
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
+        return result

@@ -226,7 +226,7 @@ def unit_errors() -> Iterator[tuple[str, float]]:
         ours = {
             "time.sinusoid": timestep_features(recorded["time.t"]),
             "time.embed": transformer.time_embedder(recorded["time.t"], torch.float32),
-            "latent_pos.embed": latent_position_rows(recorded["latent_pos.ids"], config.hidden_size),
+            "latent_pos.embed": latent_position_rows(recorded["latent_pos.ids"], config.hidden_size, torch.float32),
             "rmsnorm.y": layer.input_layernorm(recorded["rmsnorm.x"]),
             "mlp_gen.y": layer.mlp_moe_gen(recorded["rmsnorm.x"]),
             "mrope.q_rot": rotate(recorded["mrope.q"].transpose(1, 2), cos, sin).transpose(1, 2),

@@ -242,7 +242,7 @@ def test_the_shipped_workflows_can_be_read(capsys, home):
         (("decode", *MODEL, "clip.safetensors", "--output", "x.png"), ["x.png", "5 frames"]),
         (("decode", *MODEL, "clip.safetensors", "--output", "x.latent"), ["x.latent", ".mp4"]),
         (("decode", *MODEL, "clip.safetensors", "--tile", "0"), ["tile is 0"]),
-        (("decode", *MODEL, "clip.safetensors", "--fps", "0"), ["clip.mp4", "0"]),
+        (("decode", *MODEL, "clip.safetensors", "--fps", "0"), ["--fps is 0.0"]),
         (("inspect", "nowhere"), ["nowhere"]),
         (("make-tiny", "picture.png"), ["picture.png"]),
         (("run", "no.json"), ["no.json", "cannot be read"]),

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from goldens import DATA, golden, values
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,9 +19,8 @@ from lance_core import media
 from lance_core.errors import LanceError
 from lance_core.media import read_image, read_media, read_video, sample_indices, to_bytes, write_mp4, write_png
 
-DATA = Path(__file__).parent / "data"
-VALUES = json.loads((DATA / "golden" / "values.json").read_text())
-INPUTS = load_file(DATA / "golden" / "0_inputs.safetensors")
+VALUES = values()
+INPUTS = golden(0)
 READERS = [read_image, read_video, read_media]
 
 

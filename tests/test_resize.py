@@ -2,21 +2,20 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from goldens import DATA, golden, values
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
 from lance_core.errors import LanceError
 from lance_core.resize import RESOLUTIONS, Resolution, buckets, crop_box, fit, nearest_bucket
 
-DATA = Path(__file__).parent / "data"
 TABLE = json.loads((DATA / "resize_buckets.json").read_text())["resolutions"]
 PIXELS = load_file(DATA / "resize_golden.safetensors")
-INPUTS = load_file(DATA / "golden" / "0_inputs.safetensors")
-VALUES = json.loads((DATA / "golden" / "values.json").read_text())
+INPUTS = golden(0)
+VALUES = values()
 ONE_BYTE = 1 / 255 + 1e-5
 GOLDEN = Resolution(vae=64, vit=168)
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])

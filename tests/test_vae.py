@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from goldens import DATA, assert_close, golden, relative_error
 from hypothesis import given, settings, strategies as st
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lance_core.errors import LanceError
 from lance_core.vae import LATENT_MEAN, LATENT_STD, VAEConfig, WanVAE, denormalize, normalize, tile_axis, vae_config
 
-DATA = Path(__file__).parent / "data"
-GOLDEN = load_file(DATA / "golden/3_vae.safetensors")
-SAMPLING = load_file(DATA / "golden/5_sampling.safetensors")
-INPUTS = load_file(DATA / "golden/0_inputs.safetensors")
+GOLDEN, SAMPLING, INPUTS = golden(3), golden(5), golden(0)
 MANIFEST = json.loads((DATA / "manifest_full.json").read_text())["groups"]["vae"]
 TINY = torch.load(DATA / "tiny_a/Wan2.2_VAE.pth", weights_only=True)
 
@@ -45,16 +41,6 @@ def pixels(recorded: Tensor) -> Tensor:
 def rows(recorded: Tensor) -> Tensor:
     """Recorded normalised latent `[T, h, w, 48]` -> `[1, 48, T, h, w]`."""
     return recorded.permute(3, 0, 1, 2)[None]
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    assert actual.shape == expected.shape
-    assert error(actual, expected) <= tolerance
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    """Relative L2."""
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def clip(*shape: int, seed: int = 0) -> Tensor:
@@ -176,8 +162,8 @@ def test_bfloat16_stays_near_float32(vae):
     mean, _ = half.encode(clip(1, 3, 5, 48, 32).bfloat16())
     frames = half.decode(mean)
     assert mean.dtype == frames.dtype == torch.bfloat16
-    assert error(mean, vae.encode(clip(1, 3, 5, 48, 32))[0]) < 0.05
-    assert error(frames, vae.decode(mean.float())) < 0.05
+    assert relative_error(mean, vae.encode(clip(1, 3, 5, 48, 32))[0]) < 0.05
+    assert relative_error(frames, vae.decode(mean.float())) < 0.05
 
 
 # Time
@@ -211,7 +197,7 @@ def test_later_frames_depend_on_earlier_ones(vae):
     frames = clip(1, 3, 9, 32, 32)
     changed = frames.clone()
     changed[:, :, 0] = 0
-    assert error(vae.encode(changed)[0][:, :, 2], vae.encode(frames)[0][:, :, 2]) > 1e-3
+    assert relative_error(vae.encode(changed)[0][:, :, 2], vae.encode(frames)[0][:, :, 2]) > 1e-3
 
 
 def test_nothing_stays_between_calls(vae):
@@ -259,7 +245,7 @@ def test_tiles_of_a_smooth_latent_blend_into_the_whole(vae):
     latent = smooth_latent(2, 18, 16)
     whole = vae.decode(latent)
     tiled = vae.decode(latent, tile=12)
-    assert error(tiled, whole) < 0.1
+    assert relative_error(tiled, whole) < 0.1
     for axis in (-2, -1):
         assert tiled.diff(dim=axis).abs().max() < 1.01 * whole.diff(dim=axis).abs().max()
 

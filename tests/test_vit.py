@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from einops import rearrange
+from goldens import DATA, TINY, Recorder, assert_close, golden, values
 from hypothesis import given, strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lance_core.config import VisionConfig, read_json, vision_config
 from lance_core.errors import LanceError
 from lance_core.vit import VisionTower, normalize_pixels, rotary_angles, window_groups
 
-DATA = Path(__file__).parent / "data"
-WEIGHTS = DATA / "tiny_a" / "Qwen2.5-VL-ViT"
+WEIGHTS = TINY / "Qwen2.5-VL-ViT"
 WINDOW = 4  # cells
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    return load_file(DATA / "golden" / f"{name}.safetensors")
 
 
 def tiny_tower(**options) -> VisionTower:
@@ -41,17 +34,11 @@ def tower() -> VisionTower:
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Tensor]:
-    return golden("2_vit")
+    return golden(2)
 
 
 def pixels_of(recorded_bytes: Tensor) -> Tensor:
     return normalize_pixels(rearrange(recorded_bytes, "c f h w -> f h w c") / 255)
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    assert actual.shape == expected.shape
-    error = (actual.double() - expected.double()).norm() / expected.double().norm()
-    assert error <= tolerance, f"relative L2 error {error:.2e}"
 
 
 def official_windows(t: int, rows: int, columns: int) -> list[Tensor]:
@@ -92,27 +79,27 @@ def test_official_batch_of_image_and_clip_equals_separate_runs(tower, recorded):
 
 
 @pytest.mark.parametrize(
-    "file, name, requests, rounded",
+    "section, name, requests, rounded",
     [
-        ("5_sampling", "image_edit", ["image_edit.en.vit_video0"], False),
-        ("5_sampling", "video_edit", ["video_edit.en.vit_video0"], False),
-        ("5_sampling", "image_edit_2ref.en", ["image_edit_2ref.en.vit_video0", "image_edit_2ref.en.vit_video1"], False),
-        ("5_sampling", "image_idip_2ref.zh", ["image_edit_2ref.en.vit_video1", "image_edit_2ref.en.vit_video0"], False),
-        ("6_understanding", "x2t_image.en", ["x2t_image.en.vit_video0"], False),
-        ("6_understanding", "x2t_video.en", ["x2t_video.en.vit_video0"], False),
-        ("8_rope_bf16_invfreq", "image_edit", ["image_edit.en.vit_video0"], True),
+        (5, "image_edit", ["image_edit.en.vit_video0"], False),
+        (5, "video_edit", ["video_edit.en.vit_video0"], False),
+        (5, "image_edit_2ref.en", ["image_edit_2ref.en.vit_video0", "image_edit_2ref.en.vit_video1"], False),
+        (5, "image_idip_2ref.zh", ["image_edit_2ref.en.vit_video1", "image_edit_2ref.en.vit_video0"], False),
+        (6, "x2t_image.en", ["x2t_image.en.vit_video0"], False),
+        (6, "x2t_video.en", ["x2t_video.en.vit_video0"], False),
+        (8, "image_edit", ["image_edit.en.vit_video0"], True),
     ],
 )
-def test_embeddings_match_the_official_pipeline(file, name, requests, rounded):
-    inputs, values = golden("0_inputs"), json.loads((DATA / "golden" / "values.json").read_text(encoding="utf-8"))
-    names = [values.get(f"input.{request}", f"input.{request}.resized_uint8") for request in requests]
+def test_embeddings_match_the_official_pipeline(section, name, requests, rounded):
+    inputs = golden(0)
+    names = [values().get(f"input.{request}", f"input.{request}.resized_uint8") for request in requests]
     tower = tiny_tower(dtype=torch.float32, rounded_rope=rounded)
     outputs = [tower(pixels_of(inputs[name])) for name in names]
-    assert_close(torch.cat(outputs), golden(file)[f"{name}.vit_embed"])
+    assert_close(torch.cat(outputs), golden(section)[f"{name}.vit_embed"])
 
 
 def test_rounded_frequencies_follow_the_compute_dtype():
-    exact = golden("8_rope_bf16_invfreq")["vit.inv_freq"]
+    exact = golden(8)["vit.inv_freq"]
     rounded = exact.bfloat16().float()
     assert not torch.equal(exact, rounded)
     assert torch.equal(tiny_tower(dtype=torch.float32).frequencies(), exact)
@@ -191,21 +178,6 @@ def test_windows_are_rectangles_that_hold_every_cell_once(rows, columns, size):
         assert (row // size == row[:, :1] // size).all()
         assert (column // size == column[:, :1] // size).all()
     assert sum(len(group) for group in groups) == -(-rows // size) * -(-columns // size)
-
-
-class Recorder(TorchDispatchMode):
-    """Counts operations and keeps the number of elements of the largest result."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations, self.largest = 0, 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        self.operations += 1
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            self.largest = max(self.largest, tensor.numel() if isinstance(tensor, Tensor) else 0)
-        return result
 
 
 def record(tower: VisionTower, frames: int, height: int, width: int) -> Recorder:

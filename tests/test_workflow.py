@@ -15,7 +15,7 @@ from lance_core.errors import LanceError
 from lance_core.media import write_mp4, write_png
 from lance_core.stages import decode_video, encode_latent, generate, load_lance
 from lance_core.workflow import override, read_workflow, run_workflow
-from lance_core.workflow_nodes import NODES
+from lance_core.workflow_nodes import NODES, Session
 
 SIDE = 112  # pixels: a multiple of 16 and of 28, so that media can be used as they are
 
@@ -192,7 +192,8 @@ def test_a_first_frame_stays_and_steps_are_reported_once(run, shop):
     }
     reports = []
     results = run(workflow, progress=lambda *report: reports.append(report))
-    assert reports == [("generate", 1, 2), ("generate", 2, 2)]
+    chunks = [("decode", 1, 2), ("decode", 2, 2)]
+    assert reports == [("encode", 1, 1), ("generate", 1, 2), ("generate", 2, 2), *chunks]
     assert sum(len(result.files) for result in results) == 1 + 5
 
 
@@ -414,11 +415,12 @@ def test_sampled_answers_follow_the_seed(run):
     assert answer("2.sampling=off", hot) == answer("2.sampling=off")
 
 
-def test_a_batch_of_pictures_is_a_clip(shop):
+def test_a_batch_of_pictures_is_a_clip(shop, tmp_path):
     lance = load_lance(TINY, device="cpu", dtype="fp32")
+    session = Session({}, tmp_path, (), ())
     frames = torch.rand(5, 32, 32, 3)
     assert encode_latent(lance, frames, resolution=None).shape == (1, 48, 2, 2, 2)
-    (latent,) = NODES["EncodeLatent"].run(None, vae=lance, media=frames, resolution="native")
+    (latent,) = NODES["EncodeLatent"].run(session, vae=lance, media=frames, resolution="native")
     assert torch.equal(latent["samples"], encode_latent(lance, frames, resolution=None))
 
 

@@ -209,9 +209,25 @@ def test_the_answer_is_the_instruction(server, runs):
     """Another question gives another answer, and so another picture."""
     base = file_of(server, runs("understand_then_edit"), ".png")
     question = "Which colour has the sky above the sea in winter, and why do ships carry lanterns?"
-    other = server.run(small(read("understand_then_edit"), question=question, string_b="Add a lantern."))
+    other = server.run(small(read("understand_then_edit"), question=question))
     with Image.open(base) as before, Image.open(file_of(server, other, ".png")) as after:
         assert before.tobytes() != after.tobytes()
+
+
+def test_a_sampler_is_told_what_to_use_instead(server):
+    prompt = {
+        "1": {"class_type": "LoadLance", "inputs": {"checkpoint": "Lance_3B", "weight_dtype": "default"}},
+        "2": {
+            "class_type": "BasicScheduler",
+            "inputs": {"model": ["1", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0},
+        },
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+    }
+    with pytest.raises(ExecutionFailed) as caught:
+        server.run(prompt)
+    assert caught.value.message == (
+        "samplers cannot drive Lance yet: use Lance Generate or Lance Edit in the place of KSampler."
+    )
 
 
 def test_progress_and_cache(server):

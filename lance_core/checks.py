@@ -1,0 +1,62 @@
+"""What the stages refuse, in one sentence each."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import LATENT_CHANNELS
+from .errors import LanceError
+
+
+def check_whole(name: str, value: int, low: int) -> None:
+    """A whole number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise LanceError(f"{name} is {value!r}: give a whole number of at least {low}.")
+
+
+def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """A finite number from `low` to `high`."""
+    good = isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+    if not good:
+        limits = f"from {low:g} to {high:g}" if math.isfinite(high) else f"of at least {low:g}"
+        raise LanceError(f"{name} is {value!r}: give a number {limits}.")
+
+
+def check_seed(seed: int) -> None:
+    """A whole number that torch's generators take and ComfyUI's widgets give."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise LanceError(f"seed is {seed!r}: give whole numbers from 0 to 2**64 - 1.")
+
+
+def check_text(name: str, value: str) -> None:
+    """Text that can be encoded as UTF-8."""
+    if not isinstance(value, str):
+        raise LanceError(f"the {name} is {type(value).__name__}: give text.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise LanceError(f"the {name} holds bytes that are not UTF-8 text: write it again, or save it as UTF-8.")
+
+
+def check_frames(frames: Tensor) -> None:
+    """Frames `[F, H, W, 3]`, floating point."""
+    if not isinstance(frames, Tensor) or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+        raise LanceError(f"the frames are {_shape(frames)}: give [F, H, W, 3] in 0..1.")
+    if not frames.is_floating_point():
+        raise LanceError(f"the frames are {frames.dtype}: give floating point values in 0..1, bytes divided by 255.")
+
+
+def check_latent(name: str, latent: Tensor) -> None:
+    """A raw latent `[B, 48, T, h, w]` without NaN or infinity."""
+    good = isinstance(latent, Tensor) and latent.ndim == 5 and latent.shape[1] == LATENT_CHANNELS
+    if not good or 0 in latent.shape:
+        raise LanceError(
+            f"{name} is {_shape(latent)}: give [B, {LATENT_CHANNELS}, T, h, w] from EncodeLatent or a Wan 2.2 VAE."
+        )
+    if not torch.isfinite(latent).all():
+        raise LanceError(f"{name} holds NaN or infinity: make it again, in bf16 or float32.")
+
+
+def _shape(value: object) -> object:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
