@@ -41,14 +41,14 @@ def measured(name: str, stage: Callable):
     start = time.perf_counter()
     result = stage()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
-    print(f"{name:44}{time.perf_counter() - start:10.1f}{peak:16.1f}", flush=True)
+    print(f"{name:44}{time.perf_counter() - start:10.1f}{peak:20.1f}", flush=True)
     return result
 
 
 def main() -> None:
     config, empty = LanceConfig(), {"dtype": torch.bfloat16, "device": "meta"}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, bf16, random weights")
-    print(f"{'stage':44}{'seconds':>10}{'peak so far, GiB':>16}")
+    print(f"{'stage':44}{'seconds':>10}{'peak so far, GiB':>20}")
 
     def build() -> Lance:
         transformer = LanceTransformer(config.text, **empty)
