@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import stages
 from .checkpoint import Lance
+from .checks import check_whole
 from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError, warnings_shown
 from .flow import RENORMS, Sampling
@@ -78,6 +79,14 @@ def load(args: argparse.Namespace) -> Lance:
     return stages.load_lance(args.model, device=args.device, dtype=args.dtype)
 
 
+def load_for(output: Path, args: argparse.Namespace) -> Lance:
+    """The model for a result of that kind; LanceError, before any work, where it cannot make one."""
+    lance = load(args)
+    if output.suffix.lower() not in LATENT_SUFFIXES:
+        stages.vae_of(lance)
+    return lance
+
+
 def resolution(args: argparse.Namespace) -> str | None:
     return resolution_of(args.resolution)
 
@@ -130,9 +139,9 @@ def sampling(args: argparse.Namespace, bars: Bars) -> dict:
 def generate(args: argparse.Namespace, bars: Bars) -> None:
     is_clip = args.first_frame is not None or (args.output is not None and args.output.suffix.lower() == ".mp4")
     frames = args.frames if args.frames is not None else CLIP_FRAMES if is_clip else 1
-    output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps)
+    output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps, args.tile)
     first, size = None, (args.width, args.height)
-    lance = load(args)
+    lance = load_for(output, args)
     if args.first_frame is not None:
         bucket = CLIP_RESOLUTION if args.resolution == "auto" else resolution(args)
         first = stages.encode_latent(lance, read_image(args.first_frame), resolution=bucket)
@@ -148,8 +157,8 @@ def generate(args: argparse.Namespace, bars: Bars) -> None:
 def edit(args: argparse.Namespace, bars: Bars) -> None:
     media = [read_media(path) for path in args.media]
     frames = args.frames if args.frames is not None else media[-1][0].shape[0]
-    output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps)
-    lance = load(args)
+    output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps, args.tile)
+    lance = load_for(output, args)
     bucket = resolution(args)
     latent = stages.edit(
         lance,
@@ -169,7 +178,7 @@ def decode(args: argparse.Namespace, bars: Bars) -> None:
     latent = read_latent(args.latent)
     batch, _, t = latent.shape[:3] if latent.ndim == 5 else (1, 0, 1)
     frames = batch * (TEMPORAL_COMPRESSION * (t - 1) + 1)
-    output = output_path(args.output, args.latent.with_suffix(""), frames, args.fps)
+    output = output_path(args.output, args.latent.with_suffix(""), frames, args.fps, args.tile)
     if output.suffix.lower() in LATENT_SUFFIXES:
         raise LanceError(f"the output {output} is a latent, as the input is; end it in .png or .mp4.")
     save(load(args), latent, output, args, bars)
@@ -180,7 +189,7 @@ def show_contents(args: argparse.Namespace, bars: Bars) -> None:
 
 
 def write_tiny(args: argparse.Namespace, bars: Bars) -> None:
-    print(make_tiny(args.folder, seed=args.seed))
+    print(make_tiny(args.folder, seed=args.seed, overwrite=args.overwrite))
 
 
 def run(args: argparse.Namespace, bars: Bars) -> None:
@@ -209,13 +218,15 @@ def default_models() -> tuple[Path, ...]:
     return (*(Path(folder) for folder in listed if folder), Path("models"))
 
 
-def output_path(given: Path | None, default: Path, frames: int, fps: float) -> Path:
+def output_path(given: Path | None, default: Path, frames: int, fps: float, tile: int | None) -> Path:
     """Where a result of so many frames goes; LanceError, before any work, where that kind of file cannot hold it.
 
     default: the path without its suffix where none is given; nothing that exists is overwritten then.
     """
     if not 0 < fps <= MAX_FPS:
         raise LanceError(f"--fps is {fps}: give a number above 0 and up to {MAX_FPS}.")
+    if tile is not None:
+        check_whole("--tile", tile, 2)
     if given is None:
         return unused(default.with_name(f"{default.name}{'.png' if frames == 1 else '.mp4'}"))
     if given.suffix.lower() not in SUFFIXES:
@@ -329,6 +340,7 @@ def parser() -> argparse.ArgumentParser:
     one = commands.add_parser("make-tiny", help="write a small random checkpoint, to try things with")
     one.add_argument("folder", type=Path, metavar="DIR")
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     one.set_defaults(command=write_tiny)
 
     one = commands.add_parser("run", parents=[device], help="run a ComfyUI workflow in its API format")
@@ -380,6 +392,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "DefaultCPUAllocator" not in str(error):
             raise
         print(FULL, file=sys.stderr)
+        return 2
+    except OSError as error:  # of the terminal or a full disk: files of ours are LanceErrors
+        print(f"error: {error.strerror}; nothing more could be written.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -36,6 +36,7 @@ from .layout import (
     CheckpointFiles,
     find_checkpoint,
     remedy,
+    remedy_of,
 )
 from .storage import STORED_TYPES, Stored, brief, fill, read_header
 from .tokenizer import IM_END, IM_START, VIDEO_PAD, VISION_END, VISION_START, Tokenizer, load_tokenizer
@@ -82,7 +83,7 @@ class Lance:
 def read_contents(files: CheckpointFiles) -> Contents:
     """All tensors of a checkpoint, from headers. Raises LanceError as `read_header` does."""
     paths = tensor_files(files, shards(files.language_model))
-    return sorted_contents(files, {path: read_header(path) for path in paths})
+    return sorted_contents(files, {path: read_header(path, remedy_of(files, path)) for path in paths})
 
 
 def tensor_files(files: CheckpointFiles, shards: Sequence[Path]) -> list[Path]:
@@ -156,12 +157,13 @@ def read_config(files: CheckpointFiles) -> LanceConfig:
     """The sizes from the checkpoint's configuration files; the release's where a file is missing."""
     text, vision = TextConfig(), VisionConfig()
     if files.llm_config:
-        values = read_json(files.llm_config)
+        values = read_json(files.llm_config, remedy_of(files, files.llm_config))
         text = text_config(values, str(files.llm_config))
         if isinstance(values.get("vision_config"), dict):
             vision = vision_config(values["vision_config"], str(files.llm_config))
     if files.vision_config:
-        vision = vision_config(read_json(files.vision_config), str(files.vision_config))
+        values = read_json(files.vision_config, remedy_of(files, files.vision_config))
+        vision = vision_config(values, str(files.vision_config))
     return LanceConfig(text, vision)
 
 
@@ -264,7 +266,7 @@ def checked_tokenizer(files: CheckpointFiles, config: TextConfig) -> Tokenizer:
     path = files.tokenizer / "tokenizer.json"
     if not path.is_file():
         raise LanceError(f"{path} is missing; {remedy(files, path.name)}.")
-    tokenizer = load_tokenizer(files.tokenizer)
+    tokenizer = load_tokenizer(files.tokenizer, remedy(files, path.name))
     if len(tokenizer) > config.vocab_size:
         raise LanceError(
             f"{path} has {len(tokenizer)} tokens and the language model {config.vocab_size};"
@@ -350,13 +352,14 @@ def load_vae(
 def resolve_device(device: str | torch.device) -> torch.device:
     """The device of that name; "auto": CUDA, else MPS, else the CPU. Raises LanceError where this machine has none."""
     usable = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    usable["xpu"] = hasattr(torch, "xpu") and torch.xpu.is_available()
     if device == "auto":
         return torch.device(next(name for name, available in usable.items() if available))
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError):
         raise LanceError(f"{device!r} is not a device; use auto, cuda, mps or cpu.") from None
-    if not usable.get(chosen.type, True):
+    if not usable.get(chosen.type, False):
         raise LanceError(f"The device {device} is not available here; use auto or cpu.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise LanceError(f"The device {device} is not available here; this machine has {torch.cuda.device_count()}.")
@@ -370,7 +373,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    chosen = dtype if isinstance(dtype, torch.dtype) else COMPUTE_TYPES.get(dtype)
+    chosen = dtype if isinstance(dtype, torch.dtype) else COMPUTE_TYPES.get(str(dtype))
     if chosen == torch.float16:
         raise LanceError("Lance cannot compute in float16, which overflows in the language model; use bf16.")
     if chosen not in (torch.bfloat16, torch.float32):

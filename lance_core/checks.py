@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -11,10 +12,11 @@ from .config import LATENT_CHANNELS
 from .errors import LanceError
 
 
-def check_whole(name: str, value: int, low: int) -> None:
-    """A whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise LanceError(f"{name} is {value!r}: give a whole number of at least {low}.")
+def check_whole(name: str, value: int, low: int, high: float = math.inf) -> None:
+    """A whole number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+        limits = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
+        raise LanceError(f"{name} is {value!r}: give a whole number {limits}.")
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
@@ -27,7 +29,7 @@ def check_number(name: str, value: float, low: float, high: float = math.inf) ->
 
 def check_seed(seed: int) -> None:
     """A whole number that torch's generators take and ComfyUI's widgets give."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64:
         raise LanceError(f"seed is {seed!r}: give whole numbers from 0 to 2**64 - 1.")
 
 
@@ -36,7 +38,9 @@ def check_text(name: str, value: str) -> None:
     if not isinstance(value, str):
         raise LanceError(f"the {name} is {type(value).__name__}: give text.")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise LanceError(f"the {name} holds bytes that are not UTF-8 text: write it again, or save it as UTF-8.")
+        raise LanceError(
+            f"the {name} holds bytes that could not be read as text: write it in UTF-8, with a UTF-8 locale."
+        )
 
 
 def check_frames(frames: Tensor) -> None:
@@ -45,6 +49,9 @@ def check_frames(frames: Tensor) -> None:
         raise LanceError(f"the frames are {_shape(frames)}: give [F, H, W, 3] in 0..1.")
     if not frames.is_floating_point():
         raise LanceError(f"the frames are {frames.dtype}: give floating point values in 0..1, bytes divided by 255.")
+    low, high = (float(limit) for limit in frames.aminmax())
+    if not (-1 < low and high < 2):  # NaN too; a little beyond 0..1 comes from resizing and colour nodes
+        raise LanceError(f"the frames' values are {low:g} to {high:g}: give 0..1.")
 
 
 def check_latent(name: str, latent: Tensor) -> None:

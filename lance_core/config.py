@@ -119,14 +119,14 @@ def vision_config(values: dict, source: str = "config.json") -> VisionConfig:
     return config
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; raises LanceError naming the file where there is none."""
+def read_json(path: Path, cure: str = "download it again") -> dict:
+    """The object in a JSON file; raises LanceError naming the file and the cure where there is none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LanceError(f"{path} cannot be read ({error.strerror}); download it again.") from None
+        raise LanceError(f"{path} cannot be read ({error.strerror}); {cure}.") from None
     except ValueError:
-        raise LanceError(f"{path} is not valid JSON; download it again.") from None
+        raise LanceError(f"{path} is not valid JSON; {cure}.") from None
     if not isinstance(values, dict):
-        raise LanceError(f"{path} does not hold a JSON object; download it again.")
+        raise LanceError(f"{path} does not hold a JSON object; {cure}.")
     return values

@@ -21,7 +21,7 @@ from .checkpoint import (
 )
 from .config import TextConfig
 from .errors import LanceError
-from .layout import VAE_WEIGHTS, VISION_WEIGHTS, find_checkpoint, remedy
+from .layout import VAE_WEIGHTS, VISION_WEIGHTS, find_checkpoint, remedy, remedy_of
 from .storage import Stored, read_header
 
 
@@ -70,7 +70,9 @@ def inspect(path: str | Path) -> Inspection:
             return default
 
     parts = attempt(lambda: shards(files.language_model), [])
-    headers = {path: attempt(lambda: read_header(path), None) for path in tensor_files(files, parts)}
+    headers = {
+        path: attempt(lambda: read_header(path, remedy_of(files, path)), None) for path in tensor_files(files, parts)
+    }
     readable = {path: header for path, header in headers.items() if header is not None}
     contents = sorted_contents(files, readable)
     config = attempt(lambda: read_config(files), None)

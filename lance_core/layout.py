@@ -44,6 +44,8 @@ def find_checkpoint(path: str | Path) -> CheckpointFiles:
     safetensors file (its configuration and tokenizer beside it). Vision tower and VAE are looked for in the language
     model's folder and in the one above. Raises LanceError where there is no checkpoint, or more than one.
     """
+    if not isinstance(path, (str, Path)):
+        raise LanceError(f"the checkpoint's path is {type(path).__name__}: give the path of a folder or a file.")
     path = Path(path).expanduser()
     if path.is_file():
         if path.suffix != ".safetensors":
@@ -106,6 +108,12 @@ def _variant(folder: Path) -> str:
 
 def download_command(name: str, root: Path) -> str:
     return " ".join(["hf download", REPOSITORY, *([name] if name else []), "--local-dir", shlex.quote(str(root))])
+
+
+def remedy_of(files: CheckpointFiles, path: Path) -> str:
+    """How to get one of a checkpoint's own files again."""
+    shared = {files.vision: VISION_WEIGHTS, files.vision_config: VISION_CONFIG, files.vae: VAE_WEIGHTS}
+    return remedy(files, shared.get(path, path.name))
 
 
 def remedy(files: CheckpointFiles, name: str) -> str:

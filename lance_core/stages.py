@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 SEED = 42  # the official one
+MIN_TEMPERATURE = 0.01
+MAX_TOKENS = 4096  # of a text: longer ones fill the memory, and the model was not trained with them
 MAX_FRAMES = TEMPORAL_COMPRESSION * (MAX_LATENT_FRAMES - 1) + 1
 
 OnStep = Callable[[int, int, Tensor], None]
@@ -129,8 +131,10 @@ def understand(
     check_text("question", question)
     if not question.strip():
         raise LanceError("the question is empty: write what you want to know.")
-    check_whole("max_new_tokens", max_new_tokens, 1)
+    check_whole("max_new_tokens", max_new_tokens, 1, MAX_TOKENS)
     check_number("temperature", temperature, 0.0)
+    if 0 < temperature < MIN_TEMPERATURE:
+        raise LanceError(f"temperature is {temperature!r}: give 0 for the likeliest answer, or {MIN_TEMPERATURE} up.")
     check_number("top_p", top_p, 0.0, 1.0)
     check_whole("top_k", top_k, 0)
     check_seed(seed)
@@ -148,6 +152,7 @@ def understand(
         system=system,
         tokens_per_second=lance.config.text.tokens_per_second,
     )
+    check_length(sequence)
     *blocks, last = context_blocks(sequence, [s.embeddings for s in semantics], [], lance.device)
     blocks.append(last.without_last())
     context = lance.transformer.prefill(blocks)
@@ -205,6 +210,7 @@ def generate(
                 f"first_frame is a clip of {first_frame.shape[2]} latent frames: give one picture, [B, 48, 1, h, w]."
             )
         width, height = size_of_first_frame(first_frame, width, height)
+        check_whole("frames", frames, 1)
         if frames < TEMPORAL_COMPRESSION + 1:
             raise LanceError(f"frames is {frames}: with a first frame ask for 5 to {MAX_FRAMES}.")
     grid = target_grid(width, height, frames)
@@ -356,6 +362,7 @@ def paint(
     on_step: OnStep | None,
 ) -> Tensor:
     """Denoises the target of a sequence: a raw latent `[B, 48, T, h, w]`; latents and first_frame are raw."""
+    check_length(sequence)
     t, h, w = noise.shape[2:]
     times = flow.schedule(sampling.steps, sampling.shift)
     guided = [g and sampling.guidance > 1 for g in flow.guided_steps(times, sampling.interval)]
@@ -398,6 +405,8 @@ def initial_noise(grid: Grid, seed: int | Items[int], noise: Tensor | None) -> T
         if not isinstance(noise, Tensor) or noise.ndim != 5 or tuple(noise.shape[1:]) != shape:
             given = list(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise LanceError(f"noise is {given}: this request needs [B, {', '.join(map(str, shape))}].")
+        if len(noise) == 0 or not torch.isfinite(noise).all():
+            raise LanceError("noise is empty, or holds NaN or infinity: draw it with torch.randn.")
         return noise.float()
     draws = []
     for one in as_list(seed):
@@ -463,7 +472,7 @@ def size_of_first_frame(first_frame: Tensor, width: int | None, height: int | No
     """Width and height in pixels; warns where others were asked for."""
     h, w = (side * SPATIAL_COMPRESSION for side in first_frame.shape[-2:])
     if (width or w, height or h) != (w, h):
-        warn(f"the clip is {w}x{h}, the size of its first frame, not {width}x{height}.")
+        warn(f"the clip is {w}x{h}, the size of its first frame, not {width or w}x{height or h}.")
     return w, h
 
 
@@ -473,7 +482,8 @@ def resized(frames: Tensor, resolution: str | None, branch: str, multiple: int) 
         height, width = frames.shape[1:3]
         if height % multiple or width % multiple:
             raise LanceError(
-                f"the frames are {width}x{height}: without a resolution both sides must be multiples of {multiple}."
+                f"the frames are {width}x{height}: to keep their size both sides must be multiples of {multiple};"
+                " scale them, or choose a resolution."
             )
         return frames
     if resolution == "auto":
@@ -500,6 +510,13 @@ def as_list(value) -> list:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def check_length(sequence: Sequence) -> None:
+    """Texts that attention can hold."""
+    longest = max(s.end - s.start for s in sequence.segments if s.attention == "causal")
+    if longest > MAX_TOKENS:
+        raise LanceError(f"the text has {longest} tokens: shorten it to {MAX_TOKENS} at most.")
 
 
 def check_semantics(lance: Lance, semantics: Items[Semantic]) -> None:

@@ -36,19 +36,19 @@ class Stored(NamedTuple):
     offset: int | None  # of its first byte in the file; None in a `.pth`
 
 
-def read_header(path: str | Path) -> dict[str, Stored]:
+def read_header(path: str | Path, cure: str = "download it again") -> dict[str, Stored]:
     """Every tensor of a `.safetensors` or `.pth` file, by name, without reading its data.
 
-    A `.pth` is unpickled with `weights_only`: nothing in it runs. Raises LanceError for a file that is missing, cut
-    off, damaged, or whose header contradicts itself.
+    A `.pth` is unpickled with `weights_only`: nothing in it runs. cure: what a message about a damaged file advises.
+    Raises LanceError for a file that is missing, cut off, damaged, or whose header contradicts itself.
     """
     path = Path(path)
     if not path.is_file():
         raise LanceError(f"{path} does not exist; download it into {path.parent}.")
-    return _pickle_header(path) if path.suffix == ".pth" else _safetensors_header(path)
+    return _pickle_header(path) if path.suffix == ".pth" else _safetensors_header(path, cure)
 
 
-def _safetensors_header(path: Path) -> dict[str, Stored]:
+def _safetensors_header(path: Path, cure: str) -> dict[str, Stored]:
     try:
         with safe_open(path, framework="pt"):  # checks types, shapes and offsets against each other and the file
             pass
@@ -57,7 +57,7 @@ def _safetensors_header(path: Path) -> dict[str, Stored]:
             header = json.loads(file.read(length))
     except (OSError, SafetensorError, ValueError, struct.error) as error:
         raise LanceError(
-            f"{path} cannot be read, it is cut off or damaged ({brief(error)}); download it again."
+            f"{path} cannot be read, it is cut off or damaged ({brief(error)}); {cure}."
         ) from None
     return {
         name: Stored(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
@@ -87,7 +87,7 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
     if not archive:
         raise LanceError(f"{path} was not opened: it is cut off, or no archive of tensors; {remedy}.")
     named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+    if not named or not all(isinstance(t, Tensor) and t.layout == torch.strided for t in tensors.values()):
         raise LanceError(f"{path} is not a table of named tensors; {remedy}.")
     return tensors
 

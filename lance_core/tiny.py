@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, attention as default_attention
 from .checkpoint import Lance
+from .checks import check_seed
 from .config import LanceConfig, TextConfig, VisionConfig
 from .errors import LanceError
 from .prompts import TEXT_ONLY, system_prompt
@@ -117,6 +118,7 @@ def make_tiny(
     variant: "image" or "video", the release's two. Raises LanceError where the folder holds something already; with
     `overwrite`, only where that is more than a checkpoint.
     """
+    check_seed(seed)
     config = LanceConfig(text, replace(vision, out_hidden_size=text.hidden_size))
     lance = random_lance(config, vae, seed=seed)
     return save_checkpoint(folder, lance, tokenizer_specification(), variant=variant, overwrite=overwrite)

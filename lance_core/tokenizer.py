@@ -45,12 +45,12 @@ class Tokenizer:
         return token
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, from its `tokenizer.json`."""
+def load_tokenizer(folder: Path, cure: str = "download it again") -> Tokenizer:
+    """The tokenizer of a checkpoint folder, from its `tokenizer.json`; LanceError, with the cure, without one."""
     path = Path(folder) / "tokenizer.json"
     try:
         return Tokenizer(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise LanceError(f"{path} cannot be read ({error.strerror}); download it into that folder.") from None
+        raise LanceError(f"{path} cannot be read ({error.strerror}); {cure}.") from None
     except Exception as error:  # the tokenizers library raises plain Exception for whatever it cannot parse
-        raise LanceError(f"{path} is not a tokenizer ({error}); download it again.") from None
+        raise LanceError(f"{path} is not a tokenizer ({str(error).rstrip('.')}); {cure}.") from None

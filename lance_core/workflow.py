@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from .errors import LanceError
-from .workflow_nodes import NODES, REQUIRED, Input, Progress, Session, Shown
+from .workflow_nodes import NODES, REQUIRED, Input, Progress, Session, Shown, output_file
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # types whose values a workflow may hold itself
 NUMBERS = {"INT": "a whole number", "FLOAT": "a number", "BOOLEAN": "true or false"}
@@ -271,6 +272,10 @@ def run_workflow(
     wanted = needed(workflow)
     plan = {node_id: arguments(workflow, node_id) for node_id in ordered if node_id in wanted}
     session = Session(workflow, Path(output), tuple(inputs), tuple(models), device, dtype, progress)
+    for node_id, planned in plan.items():  # before hours of work, not after
+        if isinstance(planned.get("filename_prefix"), str):
+            with naming(workflow, node_id):
+                output_file(session.output, planned["filename_prefix"])
 
     values: dict[str, tuple] = {}
     results = []
@@ -287,10 +292,17 @@ def run_workflow(
     return results
 
 
+@contextmanager
+def naming(workflow: Workflow, node_id: str) -> Iterator[None]:
+    """Puts the node's name before a LanceError from inside."""
+    try:
+        yield
+    except LanceError as error:
+        raise LanceError(f"{label(workflow, node_id)}: {error}") from None
+
+
 def run_node(session: Session, node_id: str, values: Mapping[str, Any]) -> Shown:
     """Runs one node; a LanceError from inside says which node it was."""
-    try:
+    with naming(session.workflow, node_id):
         outcome = NODES[session.workflow[node_id]["class_type"]].run(session, **values)
-    except LanceError as error:
-        raise LanceError(f"{label(session.workflow, node_id)}: {error}") from None
     return outcome if isinstance(outcome, Shown) else Shown(outcome)

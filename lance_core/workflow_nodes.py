@@ -30,6 +30,7 @@ from .media import read_clip, read_image, read_video, sample_indices, write_mp4,
 from .resize import RESOLUTION_CHOICES, resolution_of
 
 REQUIRED = object()
+MAX_NAME = 240  # bytes, with room for a number and a suffix: what file systems hold is 255
 
 Progress = Callable[[str, int, int], None]  # (what is being done, steps done, steps in all)
 
@@ -152,6 +153,24 @@ def find_checkpoint(name: str, folders: Sequence[Path]) -> Path:
     )
 
 
+def output_file(output: Path, prefix: str) -> Path:
+    """The path that begins the names of a node's files; LanceError where no file in the output folder can have it."""
+    root = output.resolve()
+    target = Path(os.path.normpath(root / (prefix or "ComfyUI")))
+    try:
+        inside = "\0" not in prefix and target != root and target.parent.resolve().is_relative_to(root)
+        longest = max(len(os.fsencode(part)) for part in target.parts)
+    except (OSError, ValueError):
+        longest = MAX_NAME
+    if longest >= MAX_NAME:
+        raise LanceError(f"the path {prefix[:40]!a} is no file name; give a shorter one of ordinary letters.")
+    if not inside:
+        raise LanceError(f"the path '{prefix}' leaves the output folder {output}; give a prefix inside it.")
+    if output.exists() and not output.is_dir():
+        raise LanceError(f"the output {output} is a file; name a folder.")
+    return output / target.relative_to(root)
+
+
 def numbered(output: Path, prefix: str, height: int, width: int) -> Callable[[int, str], Path]:
     """Names for new files `<output>/<prefix>_00001_<suffix>`: (index, suffix) -> path.
 
@@ -164,11 +183,7 @@ def numbered(output: Path, prefix: str, height: int, width: int) -> Callable[[in
         fields[name] = f"{value:02}"
     for name, value in fields.items():
         prefix = prefix.replace(f"%{name}%", str(value))
-    root = output.resolve()
-    target = Path(os.path.normpath(root / (prefix or "ComfyUI")))
-    if "\0" in prefix or target == root or not target.parent.resolve().is_relative_to(root):
-        raise LanceError(f"the path '{prefix}' leaves the output folder {output}; give a prefix inside it.")
-    path = output / target.relative_to(root)
+    path = output_file(output, prefix)
     pattern = re.compile(re.escape(path.name).replace("%batch_num%", r"\d+") + r"_(\d+)_?\..+")
     names = os.listdir(path.parent) if path.parent.is_dir() else []
     last = max((int(match[1]) for match in map(pattern.fullmatch, names) if match), default=0)
@@ -183,6 +198,8 @@ def numbered(output: Path, prefix: str, height: int, width: int) -> Callable[[in
 def load_lance(session: Session, checkpoint: str, weight_dtype: str) -> tuple:
     dtype = session.dtype if weight_dtype == "default" else weight_dtype
     lance = stages.load_lance(find_checkpoint(checkpoint, session.models), device=session.device, dtype=dtype)
+    if any("vae" in node.get("inputs", {}) for node in session.workflow.values()):
+        stages.vae_of(lance)  # now, and not after the sampling
     return lance, lance
 
 

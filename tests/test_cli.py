@@ -160,6 +160,24 @@ def test_make_tiny_runs(capsys):
     assert sum(path.stat().st_size for path in Path("models").rglob("*") if path.is_file()) < 10e6
 
 
+def test_make_tiny_overwrites_when_told_to(capsys):
+    assert main(["make-tiny", "tiny"]) == 0
+    assert main(["make-tiny", "tiny"]) == 2
+    assert "allow it to be overwritten" in capsys.readouterr().err
+    assert main(["make-tiny", "tiny", "--overwrite", "--seed", "1"]) == 0
+
+
+def test_a_missing_vae_is_told_before_any_work(capsys):
+    assert main(["make-tiny", "tiny"]) == 0
+    Path("tiny/Wan2.2_VAE.pth").unlink()
+    capsys.readouterr()
+    arguments = ["generate", "--model", "tiny", "a fox", *SMALL]
+    assert main([*arguments, "--output", "x.png"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: this checkpoint has no VAE") and "generate:" not in err
+    assert main([*arguments, "--output", "x.latent"]) == 0
+
+
 def workflow() -> dict:
     return {
         "1": {"class_type": "LoadLance", "inputs": {"checkpoint": "tiny", "weight_dtype": "default"}},
@@ -229,7 +247,10 @@ def test_the_shipped_workflows_can_be_read(capsys, home):
         (("generate", *MODEL, "x", "--first-frame", "no.png", "--frames", "5"), ["no.png"]),
         (("generate", "--model", "nowhere", "x"), ["nowhere"]),
         (("generate", "--model", str(TINY), "--device", "warp", "x", *SMALL), ["warp"]),
+        (("generate", "--model", str(TINY), "--device", "meta", "x", *SMALL), ["meta", "not available"]),
         (("generate", "--model", str(TINY), "--dtype", "fp16", "x", *SMALL), ["16"]),
+        (("generate", *MODEL, "x", *SMALL, "--tile", "0"), ["--tile is 0"]),
+        (("make-tiny", "new", "--seed", str(10**24)), ["seed is 1000"]),
         (("understand", *MODEL, " "), ["question is empty"]),
         (("understand", *MODEL, "x", "--media", "no.png"), ["no.png"]),
         (("understand", *MODEL, "x", "--top-p", "2"), ["top_p is 2"]),
@@ -241,7 +262,7 @@ def test_the_shipped_workflows_can_be_read(capsys, home):
         (("decode", *MODEL, "flat.safetensors", "--output", "x.png"), ["[48, 2, 2]"]),
         (("decode", *MODEL, "clip.safetensors", "--output", "x.png"), ["x.png", "5 frames"]),
         (("decode", *MODEL, "clip.safetensors", "--output", "x.latent"), ["x.latent", ".mp4"]),
-        (("decode", *MODEL, "clip.safetensors", "--tile", "0"), ["tile is 0"]),
+        (("decode", *MODEL, "clip.safetensors", "--tile", "0"), ["--tile is 0"]),
         (("decode", *MODEL, "clip.safetensors", "--fps", "0"), ["--fps is 0.0"]),
         (("inspect", "nowhere"), ["nowhere"]),
         (("make-tiny", "picture.png"), ["picture.png"]),

@@ -231,10 +231,13 @@ GENERATE_MISTAKES = [
     (dict(first_frame=torch.zeros(1, 48, 2, 3, 4)), "first_frame is a clip of 2 latent frames"),
     (dict(first_frame=torch.zeros(2, 48, 1, 3, 4), frames=5), "first_frame is a batch of 2 where 1 clips"),
     (dict(first_frame=torch.full((1, 48, 1, 3, 4), math.nan)), "first_frame holds NaN"),
-    (dict(prompt="caf\udce9"), "the prompt holds bytes that are not UTF-8"),
+    (dict(prompt="caf\udce9"), "the prompt holds bytes that could not be read as text"),
     (dict(guidance_interval=None), "guidance_interval is None: give two times"),
     (dict(guidance_interval=(0.5,)), "guidance_interval is (0.5,): give two times"),
     (dict(noise=[1.0]), "noise is list"),
+    (dict(noise=torch.full((1, 48, 1, 3, 4), math.nan)), "noise is empty, or holds NaN"),
+    (dict(noise=torch.zeros(0, 48, 1, 3, 4)), "noise is empty"),
+    (dict(frames="5", first_frame=torch.zeros(1, 48, 1, 3, 4)), "frames is '5'"),
     (dict(seed="a"), "seed is 'a'"),
     (dict(first_frame=torch.zeros(1, 48, 1, 3, 4), frames=1), "with a first frame ask for 5 to 121"),
     (dict(prompt=None), "the prompt is NoneType"),
@@ -269,6 +272,9 @@ def test_mistakes_in_a_question_get_a_sentence(semantic):
         (dict(question="  \n"), "the question is empty"),
         (dict(question=3), "the question is int"),
         (dict(max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(max_new_tokens=10**9), "give a whole number from 1 to 4096"),
+        (dict(temperature=1e-40), "temperature is 1e-40: give 0"),
+        (dict(question="why " * 5000), "tokens: shorten it to 4096 at most"),
         (dict(temperature=-1.0), "temperature is -1.0"),
         (dict(top_p=1.5), "top_p is 1.5: give a number from 0 to 1"),
         (dict(top_k=-1), "top_k is -1"),
@@ -284,7 +290,7 @@ def test_mistakes_in_a_question_get_a_sentence(semantic):
 def test_mistakes_in_frames_get_a_sentence():
     with pytest.raises(LanceError, match=r"the frames are \[1, 110, 150\]"):
         stages.encode_semantic(lance(), PICTURE[..., 0])
-    with pytest.raises(LanceError, match="150x110: without a resolution both sides must be multiples of 28"):
+    with pytest.raises(LanceError, match="150x110: to keep their size both sides must be multiples of 28"):
         stages.encode_semantic(lance(), PICTURE, resolution=None)
     with pytest.raises(LanceError, match="multiples of 16"):
         stages.encode_latent(lance(), PICTURE, resolution=None)
@@ -296,6 +302,10 @@ def test_mistakes_in_frames_get_a_sentence():
         stages.encode_latent(lance(), torch.zeros(122, 16, 16, 3), resolution=None)
     with pytest.raises(LanceError, match="the frames are torch.uint8"):
         stages.encode_semantic(lance(), (PICTURE * 255).to(torch.uint8))
+    with pytest.raises(LanceError, match="the frames' values are 0 to 300: give 0..1"):
+        stages.encode_latent(lance(), torch.tensor([0.0, 300.0]).expand(1, 16, 16, 2)[..., [0, 1, 1]], resolution=None)
+    with pytest.raises(LanceError, match="values are nan to nan"):
+        stages.encode_latent(lance(), torch.full((1, 16, 16, 3), math.nan), resolution=None)
     with pytest.raises(LanceError, match="122 frames are too many"):
         stages.encode_semantic(lance(), torch.zeros(122, 28, 28, 3), resolution=None)
     with pytest.raises(LanceError, match="the latent holds NaN"):

@@ -415,6 +415,17 @@ def test_sampled_answers_follow_the_seed(run):
     assert answer("2.sampling=off", hot) == answer("2.sampling=off")
 
 
+@pytest.mark.parametrize("prefix", ["../../evil", "a" * 400 + "/b", "\ud800"])
+def test_a_bad_prefix_is_told_before_any_work(run, shop, prefix):
+    workflow = text_to_image(width=SIDE, height=SIDE)
+    (save,) = [one for one in workflow.values() if one["class_type"] == "SaveImage"]
+    save["inputs"]["filename_prefix"] = prefix
+    reports = []
+    with pytest.raises(LanceError, match="SaveImage.*(leaves the output folder|is no file name)"):
+        run(workflow, progress=lambda *report: reports.append(report))
+    assert reports == []
+
+
 def test_a_batch_of_pictures_is_a_clip(shop, tmp_path):
     lance = load_lance(TINY, device="cpu", dtype="fp32")
     session = Session({}, tmp_path, (), ())
