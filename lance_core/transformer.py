@@ -358,7 +358,9 @@ class LanceTransformer(nn.Module):
         und = block.boundaries.expand(batch, -1, -1)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            pieces = [tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in context.layers[layer]]
+            pieces = context.layers[layer]
+            if batch > 1:
+                pieces = tuple(tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in pieces)
             return self.attend(q, *joined((*pieces, (k, v))))
 
         _, gen = self.language_model.model((und, gen), block.cos, block.sin, attend, on_layer)
