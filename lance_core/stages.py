@@ -134,7 +134,7 @@ def understand(
     check_whole("max_new_tokens", max_new_tokens, 1, MAX_TOKENS)
     check_number("temperature", temperature, 0.0)
     if 0 < temperature < MIN_TEMPERATURE:
-        raise LanceError(f"temperature is {temperature!r}: give 0 for the likeliest answer, or {MIN_TEMPERATURE} up.")
+        raise LanceError(f"temperature is {temperature!r}: give 0 (the likeliest answer) or {MIN_TEMPERATURE} or more.")
     check_number("top_p", top_p, 0.0, 1.0)
     check_whole("top_k", top_k, 0)
     check_seed(seed)

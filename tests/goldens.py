@@ -23,11 +23,12 @@ FILES = {
     6: "6_understanding",
     7: "7_units",
     8: "8_rope_bf16_invfreq",
+    "bf16": "5_sampling_bf16",  # the official code in bf16 on a CPU
 }
 
 
 @cache
-def golden(section: int) -> dict[str, Tensor]:
+def golden(section: int | str) -> dict[str, Tensor]:
     """The tensors of one section."""
     return load_file(DATA / "golden" / f"{FILES[section]}.safetensors")
 

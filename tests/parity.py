@@ -237,6 +237,15 @@ def unit_errors() -> Iterator[tuple[str, float]]:
         yield name, relative_error(value, recorded[name])
 
 
+def bf16_errors() -> Iterator[tuple[str, float, float]]:
+    """Samplings in bf16 against the official float32 ones: ours, and the official bf16 ones."""
+    model = stages.load_lance(TINY, device="cpu", dtype="bf16")
+    for request in requests().values():
+        name = f"{request.name}.steps4.final_latent"
+        exact = golden(5)[name]
+        yield name, relative_error(request.run(model, steps=4), exact), relative_error(golden("bf16")[name], exact)
+
+
 TABLE: dict[str, Callable[[], Iterator[tuple[str, float]]]] = {
     "single layers": unit_errors,
     "one step": step_errors,
@@ -256,6 +265,9 @@ def main() -> None:
             worst = max(worst, error)
             print(f"{name:58} {error:.1e}")
     print(f"largest: {worst:.1e}")
+    print(f"\n{'bf16, against float32':58} ours     official")
+    for name, ours, official in bf16_errors():
+        print(f"{name:58} {ours:.1e}  {official:.1e}")
 
 
 if __name__ == "__main__":
