@@ -300,15 +300,20 @@ def in_own_processes(script: str, options: argparse.Namespace) -> dict[str, dict
     return columns
 
 
-def main() -> None:
-    options = arguments().parse_args()
+def report(script: str, options: argparse.Namespace, measure: Callable[[Size], dict]) -> None:
+    """Prints what a script measures: of one size as JSON, or of all as a table."""
     torch.set_num_threads(options.threads)
     if options.size:
-        print(json.dumps(measure(SIZES[options.size], options.repeats)))
+        print(json.dumps(measure(SIZES[options.size])))
         return
     print(f"torch {torch.__version__}, {options.threads} threads, float32")
     print("\n".join(f"size ({name}): {size}" for name, size in SIZES.items()))
-    print(table(in_own_processes(__file__, options)))
+    print(table(in_own_processes(script, options)))
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    report(__file__, options, lambda size: measure(size, options.repeats))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ is printed with the times.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -33,18 +32,16 @@ from cpu import (
     ANSWER,
     PROMPT,
     SEEN,
-    SIZES,
     Request,
     Size,
     answer,
     arguments,
     drawn,
-    in_own_processes,
     least,
     model,
     most,
+    report,
     seconds,
-    table,
     tokens_per_second,
 )
 from operations import Operations, count_per_call
@@ -348,13 +345,7 @@ def main() -> None:
     parser.description = __doc__.split("\n", 1)[0]
     parser.add_argument("--official", required=True, help="a clone of github.com/bytedance/Lance")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.size:
-        print(json.dumps(measure(SIZES[options.size], options.repeats, options.official)))
-        return
-    print(f"torch {torch.__version__}, {options.threads} threads, float32")
-    print("\n".join(f"size ({name}): {size}" for name, size in SIZES.items()))
-    print(table(in_own_processes(__file__, options)))
+    report(__file__, options, lambda size: measure(size, options.repeats, options.official))
 
 
 if __name__ == "__main__":
