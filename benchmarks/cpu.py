@@ -88,21 +88,18 @@ class Request:
         return 1, self.size.side, self.size.side
 
     @property
+    def request(self) -> stages.Request:
+        """The request as `stages` takes it; references are drawn at random."""
+        if self.task == "generate":
+            return stages.Request("generate", PROMPT)
+        _, h, w = SEEN
+        seen = stages.Semantic(drawn(h * w, self.size.hidden), (1, 2 * h, 2 * w), "image")
+        return stages.Request("edit", PROMPT, (seen,), (drawn(1, 48, *self.grid),))
+
+    @property
     def sequence(self) -> Sequence:
         """The tokens, as `stages` lays them out."""
-        references = {"semantics": [SEEN], "latents": [self.grid]} if self.task == "edit" else {}
-        return build(self.lance.tokenizer, self.task, "image", PROMPT, target=self.grid, **references)
-
-    @property
-    def semantics(self) -> list[Tensor]:
-        """Embeddings `[n, D]` of the reference, drawn at random."""
-        n = SEEN[1] * SEEN[2]
-        return [drawn(n, self.size.hidden)] if self.task == "edit" else []
-
-    @property
-    def latents(self) -> list[Tensor]:
-        """Latents `[1, 48, 1, h, w]` of the reference."""
-        return [drawn(1, 48, *self.grid)] if self.task == "edit" else []
+        return self.request.sequence(self.lance.tokenizer, self.lance.config.text, self.grid)
 
     def run(
         self, steps: int, on_step: stages.OnStep | None = None, guidance: float = 4.0, noise: Tensor | None = None
@@ -111,13 +108,12 @@ class Request:
         sampling = stages.Sampling(steps, guidance, 3.5, (0.4, 1.0), "global", 0.0)
         noise = drawn(1, 48, *self.grid) if noise is None else noise
         with torch.inference_mode():
-            return stages.paint(self.lance, self.sequence, self.semantics, self.latents, sampling, noise, None, on_step)
+            return stages.paint(self.lance, self.request, sampling, noise, None, on_step)
 
     def prefill(self) -> list[stages.Branch]:
         """The contexts of both branches."""
         with torch.inference_mode():
-            latents = [latent[0] for latent in self.latents]
-            return stages.branches(self.lance, self.sequence, self.semantics, latents, guided=True)
+            return stages.branches(self.lance, self.request, self.grid, guided=True)
 
     def step_seconds(self) -> tuple[list[float], list[float]]:
         """Of one run: guided and plain steps, but for the first, which also computes the context."""

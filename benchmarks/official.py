@@ -179,7 +179,8 @@ class OfficialRequest:
         is_text[torch.cat([*vit, *vae])] = False
         picture = [1, 16 * size.side, 16 * size.side]
         grids = torch.tensor([merged_grid(s.grid) for s in visual])
-        latents = [normalize(latent)[0].permute(1, 2, 3, 0) for latent in self.request.latents]
+        _, latents = self.request.request.references()
+        latents = [latent.permute(1, 2, 3, 0) for latent in latents]
         vit_grids = torch.tensor([merged_grid(s.grid) for s in visual if s.role == "semantic"])
         return dict(
             val_packed_text_ids=sequence.ids[:length],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from .config import LATENT_CHANNELS
-from .errors import LanceError
+from .config import LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_LATENT_SIDE, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .errors import LanceError, LanceWarning
+
+MAX_FRAMES = TEMPORAL_COMPRESSION * (MAX_LATENT_FRAMES - 1) + 1
 
 
 def check_whole(name: str, value: int, low: int, high: float = math.inf) -> None:
@@ -63,6 +66,35 @@ def check_latent(name: str, latent: Tensor) -> None:
         )
     if not torch.isfinite(latent).all():
         raise LanceError(f"{name} holds NaN or infinity: make it again, in bf16 or float32.")
+
+
+def check_grid(t: int, h: int, w: int) -> None:
+    """Refuses a latent that the position table does not cover; warns where it wraps as in the official code."""
+    side = MAX_LATENT_SIDE
+    size = f"{w * SPATIAL_COMPRESSION}x{h * SPATIAL_COMPRESSION}"
+    if (h - 1) * side + w > side * side:
+        raise LanceError(
+            f"{size} pixels are too large: the model knows positions up to"
+            f" {side * SPATIAL_COMPRESSION}x{side * SPATIAL_COMPRESSION}; make the picture smaller."
+        )
+    if t > MAX_LATENT_FRAMES:
+        raise too_many(TEMPORAL_COMPRESSION * (t - 1) + 1)
+    if w > side:
+        warn(
+            f"{size} is wider than {side * SPATIAL_COMPRESSION} pixels: positions at the right edge repeat those of"
+            " the next row, as in the official model; narrower pictures are safer."
+        )
+
+
+def too_many(frames: int) -> LanceError:
+    return LanceError(
+        f"{frames} frames are too many: the model knows up to {MAX_FRAMES}, ten seconds; use a shorter clip."
+    )
+
+
+def warn(sentence: str) -> None:
+    """Tells the caller of a stage something without stopping."""
+    warnings.warn(sentence, LanceWarning, stacklevel=3)
 
 
 def _shape(value: object) -> object:

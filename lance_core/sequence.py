@@ -194,6 +194,11 @@ def unconditional(sequence: Sequence, tokens_per_second: int) -> Sequence:
     return Sequence(sequence.ids[columns], positions, tuple(segments))
 
 
+def prefix_length(sequence: Sequence) -> int:
+    """How many segments stand before the words: the system prompt and the references, equal in both branches."""
+    return 1 + sum(segment.grid is not None and segment.role != "noise" for segment in sequence.segments)
+
+
 def context_blocks(
     sequence: Sequence, semantics: Items[Tensor], latents: Items[Tensor], device=None
 ) -> list[Block]:

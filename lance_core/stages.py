@@ -6,7 +6,6 @@ before normalisation. Results are float32 on the CPU. Whatever a user got wrong 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence as Items
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +16,24 @@ from torch import Tensor
 
 from . import flow, text
 from .checkpoint import Lance, load_lance
-from .checks import check_frames, check_latent, check_number, check_seed, check_text, check_whole
-from .config import LATENT_CHANNELS, MAX_LATENT_FRAMES, MAX_LATENT_SIDE, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-from .errors import LanceError, LanceWarning
+from .checks import (
+    MAX_FRAMES,
+    check_frames,
+    check_grid,
+    check_latent,
+    check_number,
+    check_seed,
+    check_text,
+    check_whole,
+    too_many,
+    warn,
+)
+from .config import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .errors import LanceError
 from .flow import Sampling
-from .prompts import Kind
+from .request import Request, Semantic, check_length, check_widths
 from .resize import RESOLUTIONS, fit
-from .sequence import Grid, Sequence, build, context_blocks, unconditional, visual_first
+from .sequence import Grid, Sequence, build, context_blocks, prefix_length, unconditional, visual_first
 from .tokenizer import IM_END
 from .transformer import Context, NoiseBlock, latent_position_ids
 from .vae import WanVAE, denormalize, normalize
@@ -42,26 +52,11 @@ __all__ = [
 
 SEED = 42  # the official one
 MIN_TEMPERATURE = 0.01
-MAX_TOKENS = 4096  # of a text: longer ones fill the memory, and the model was not trained with them
-MAX_FRAMES = TEMPORAL_COMPRESSION * (MAX_LATENT_FRAMES - 1) + 1
+MAX_NEW_TOKENS = 4096
 
 OnStep = Callable[[int, int, Tensor], None]
 OnToken = Callable[[str], None]
 OnChunk = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Semantic:
-    """What the vision tower saw: embeddings `[n, D]`, grid (t, h, w) in 14-pixel patches, n = t·h·w / 4."""
-
-    embeddings: Tensor
-    grid: Grid
-    kind: Kind
-
-    @property
-    def tokens(self) -> Grid:
-        t, h, w = self.grid
-        return t, h // 2, w // 2
 
 
 @torch.no_grad()
@@ -84,8 +79,8 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
     vision = lance.config.vision
     frames = resized(frames, resolution, "vit", vision.patch_size * vision.spatial_merge_size)
     pixels = normalize_pixels(frames).to(lance.device)
-    kind = kind_of(frames) if kind == "auto" else kind
-    return Semantic(lance.vision(pixels).float().cpu(), lance.vision.grid(pixels), kind)
+    kind = frames_kind(frames) if kind == "auto" else kind
+    return Semantic(lance.vision(pixels, lance.dtype).float().cpu(), lance.vision.grid(pixels), kind)
 
 
 @torch.no_grad()
@@ -131,7 +126,7 @@ def understand(
     check_text("question", question)
     if not question.strip():
         raise LanceError("the question is empty: write what you want to know.")
-    check_whole("max_new_tokens", max_new_tokens, 1, MAX_TOKENS)
+    check_whole("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS)
     check_number("temperature", temperature, 0.0)
     if 0 < temperature < MIN_TEMPERATURE:
         raise LanceError(f"temperature is {temperature!r}: give 0 (the likeliest answer) or {MIN_TEMPERATURE} or more.")
@@ -141,7 +136,7 @@ def understand(
     if system is not None:
         check_text("system prompt", system)
     semantics = as_list(semantic)
-    check_semantics(lance, semantics)
+    check_widths(semantics, lance.config.text)
     kinds = {s.kind for s in semantics}
     sequence = build(
         lance.tokenizer,
@@ -155,7 +150,7 @@ def understand(
     check_length(sequence)
     *blocks, last = context_blocks(sequence, [s.embeddings for s in semantics], [], lance.device)
     blocks.append(last.without_last())
-    context = lance.transformer.prefill(blocks)
+    context = lance.transformer.prefill(blocks, dtype=lance.dtype)
 
     generator = torch.Generator().manual_seed(seed)
     known = len(lance.tokenizer)
@@ -202,7 +197,7 @@ def generate(
     on_step(step, steps, estimate) after every step; the estimate is the clean latent so far, normalised
     `[B, 48, T, h, w]`. It may raise to stop.
     """
-    check_text("prompt", prompt)
+    request = Request("generate", prompt)
     if first_frame is not None:
         check_latent("first_frame", first_frame)
         if first_frame.shape[2] != 1:
@@ -214,14 +209,6 @@ def generate(
         if frames < TEMPORAL_COMPRESSION + 1:
             raise LanceError(f"frames is {frames}: with a first frame ask for 5 to {MAX_FRAMES}.")
     grid = target_grid(width, height, frames)
-    sequence = build(
-        lance.tokenizer,
-        "generate",
-        "image" if grid[0] == 1 else "video",
-        prompt,
-        target=grid,
-        tokens_per_second=lance.config.text.tokens_per_second,
-    )
     sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
     start = initial_noise(grid, seed, noise)
     if first_frame is not None and first_frame.shape[0] not in (1, len(start)):
@@ -229,7 +216,7 @@ def generate(
             f"first_frame is a batch of {first_frame.shape[0]} where {len(start)} clips are to be made: give one"
             " picture, or one per seed."
         )
-    return paint(lance, sequence, (), (), sampling, start, first_frame, on_step)
+    return paint(lance, request, sampling, start, first_frame, on_step)
 
 
 @torch.no_grad()
@@ -259,42 +246,17 @@ def edit(
     "idip" paints the references' subject anew. Size and frames are the last reference's unless given; the rest is as
     in `generate`.
     """
-    check_text("instruction", instruction)
-    if task not in ("edit", "idip"):
-        raise LanceError(f"task is {task!r}; give 'edit' or 'idip'.")
-    semantics, latents = as_list(semantic), as_list(latent)
-    if not semantics or len(semantics) != len(latents):
-        raise LanceError(
-            f"an edit got {len(semantics)} semantic and {len(latents)} latent references:"
-            " give both for every picture, in the same order."
-        )
-    check_semantics(lance, semantics)
-    for index, reference in enumerate(latents, start=1):
-        check_latent(f"latent reference {index}", reference)
-        if reference.shape[0] != 1:
-            raise LanceError(f"latent reference {index} is a batch of {reference.shape[0]}: give one picture or clip.")
-    grids = [tuple(reference.shape[2:]) for reference in latents]
-    for t, h, w in grids:
-        check_grid(t, h, w)
-    t, h, w = grids[-1]
+    if task == "generate":
+        raise LanceError("task is 'generate'; give 'edit' or 'idip'.")
+    request = Request(task, instruction, tuple(as_list(semantic)), tuple(as_list(latent)))
+    t, h, w = request.latents[-1].shape[2:]
     grid = target_grid(
         w * SPATIAL_COMPRESSION if width is None else width,
         h * SPATIAL_COMPRESSION if height is None else height,
         TEMPORAL_COMPRESSION * (t - 1) + 1 if frames is None else frames,
     )
-    sequence = build(
-        lance.tokenizer,
-        task,
-        "image" if grid[0] == 1 else "video",
-        instruction,
-        semantics=[s.tokens for s in semantics],
-        latents=grids,
-        target=grid,
-        tokens_per_second=lance.config.text.tokens_per_second,
-    )
     sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
-    embeddings = [s.embeddings for s in semantics]
-    return paint(lance, sequence, embeddings, latents, sampling, initial_noise(grid, seed, noise), None, on_step)
+    return paint(lance, request, sampling, initial_noise(grid, seed, noise), None, on_step)
 
 
 @torch.no_grad()
@@ -321,52 +283,50 @@ class Branch:
     block: NoiseBlock
 
 
-def branches(
-    lance: Lance, sequence: Sequence, semantics: Items[Tensor], latents: Items[Tensor], guided: bool
-) -> list[Branch]:
+def branches(lance: Lance, request: Request, target: Grid, guided: bool) -> list[Branch]:
     """The conditional branch and, where `guided`, the unconditional one; what both begin with is computed once.
 
-    semantics: embeddings `[n, D]`; latents: normalised `[48, T, h, w]`. Without a caption both branches are equal, and
-    there is only one.
+    target: (t, h, w) in latent rows. Without words both branches are equal, and there is only one.
     """
-    roles = [segment.role for segment in sequence.segments]
-    guided = guided and "caption" in roles
-    shared = roles.index("caption") if guided else roles.index("noise")
+    sequence = request.sequence(lance.tokenizer, lance.config.text, target)
+    guided = guided and bool(sequence.find("caption"))
     sequences = [sequence]
     if guided:
         sequences.append(unconditional(sequence, lance.config.text.tokens_per_second))
     prefix, result = None, []
     for member in sequences:
-        blocks = context_blocks(member, semantics, latents, lance.device)
+        blocks = request.blocks(member, lance.device)
+        shared = prefix_length(member) if guided else len(blocks)
         if prefix is None:
-            prefix = lance.transformer.prefill(blocks[:shared])
+            prefix = lance.transformer.prefill(blocks[:shared], dtype=lance.dtype)
         own = blocks[shared:]
-        context = lance.transformer.prefill(own, prefix) if own else prefix
-        (noise,) = member.find("noise")
-        ids, positions = visual_first(member, noise)
-        block = lance.transformer.noise_block(
-            ids.to(lance.device), positions.to(lance.device), latent_position_ids(*noise.grid)
-        )
-        result.append(Branch(context, block))
+        context = lance.transformer.prefill(own, prefix, dtype=lance.dtype) if own else prefix
+        result.append(Branch(context, noise_block(lance, member)))
     return result
+
+
+def noise_block(lance: Lance, sequence: Sequence) -> NoiseBlock:
+    """The noise block of a sequence, in the dtype that the model computes in."""
+    (noise,) = sequence.find("noise")
+    ids, positions = visual_first(sequence, noise)
+    return lance.transformer.noise_block(
+        ids.to(lance.device), positions.to(lance.device), latent_position_ids(*noise.grid), lance.dtype
+    )
 
 
 def paint(
     lance: Lance,
-    sequence: Sequence,
-    semantics: Items[Tensor],
-    latents: Items[Tensor],
+    request: Request,
     sampling: Sampling,
     noise: Tensor,
     first_frame: Tensor | None,
     on_step: OnStep | None,
 ) -> Tensor:
-    """Denoises the target of a sequence: a raw latent `[B, 48, T, h, w]`; latents and first_frame are raw."""
-    check_length(sequence)
+    """Denoises the target of a request: a raw latent `[B, 48, T, h, w]`; first_frame is raw, noise normalised."""
     t, h, w = noise.shape[2:]
     times = flow.schedule(sampling.steps, sampling.shift)
     guided = [g and sampling.guidance > 1 for g in flow.guided_steps(times, sampling.interval)]
-    cond, *rest = branches(lance, sequence, semantics, [normalize(x)[0] for x in latents], any(guided))
+    cond, *rest = branches(lance, request, (t, h, w), any(guided))
 
     rows = partial(rearrange, pattern="B c t h w -> B (t h w) c")
     x = rows(noise.to(lance.device, torch.float32))
@@ -434,30 +394,6 @@ def target_grid(width: int | None, height: int | None, frames: int) -> Grid:
     return t, h, w
 
 
-def check_grid(t: int, h: int, w: int) -> None:
-    """Refuses a latent that the position table does not cover; warns where it wraps as in the official code."""
-    side = MAX_LATENT_SIDE
-    size = f"{w * SPATIAL_COMPRESSION}x{h * SPATIAL_COMPRESSION}"
-    if (h - 1) * side + w > side * side:
-        raise LanceError(
-            f"{size} pixels are too large: the model knows positions up to"
-            f" {side * SPATIAL_COMPRESSION}x{side * SPATIAL_COMPRESSION}; make the picture smaller."
-        )
-    if t > MAX_LATENT_FRAMES:
-        raise too_many(TEMPORAL_COMPRESSION * (t - 1) + 1)
-    if w > side:
-        warn(
-            f"{size} is wider than {side * SPATIAL_COMPRESSION} pixels: positions at the right edge repeat those of"
-            " the next row, as in the official model; narrower pictures are safer."
-        )
-
-
-def too_many(frames: int) -> LanceError:
-    return LanceError(
-        f"{frames} frames are too many: the model knows up to {MAX_FRAMES}, ten seconds; use a shorter clip."
-    )
-
-
 def whole_frames(frames: int) -> int:
     """The largest 4k+1 that is not above `frames`; warns where that is less, raises LanceError above 121."""
     if frames > MAX_FRAMES:
@@ -487,13 +423,13 @@ def resized(frames: Tensor, resolution: str | None, branch: str, multiple: int) 
             )
         return frames
     if resolution == "auto":
-        resolution = "image_768res" if kind_of(frames) == "image" else "video_480p"
+        resolution = "image_768res" if frames_kind(frames) == "image" else "video_480p"
     if resolution not in RESOLUTIONS:
         raise LanceError(f"resolution is {resolution!r}; give 'auto', None or one of {', '.join(RESOLUTIONS)}.")
     return fit(frames, getattr(RESOLUTIONS[resolution], branch), multiple)
 
 
-def kind_of(frames: Tensor) -> Kind:
+def frames_kind(frames: Tensor) -> str:
     """One frame is an image, more are a video."""
     return "image" if frames.shape[0] == 1 else "video"
 
@@ -510,27 +446,3 @@ def as_list(value) -> list:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def check_length(sequence: Sequence) -> None:
-    """Texts that attention can hold."""
-    longest = max(s.end - s.start for s in sequence.segments if s.attention == "causal")
-    if longest > MAX_TOKENS:
-        raise LanceError(f"the text has {longest} tokens: shorten it to {MAX_TOKENS} at most.")
-
-
-def check_semantics(lance: Lance, semantics: Items[Semantic]) -> None:
-    """Encodings of this model's width."""
-    for semantic in semantics:
-        if not isinstance(semantic, Semantic):
-            raise LanceError(f"a semantic reference is {type(semantic).__name__}: give what encode_semantic returns.")
-        if semantic.embeddings.shape[-1] != lance.config.text.hidden_size:
-            raise LanceError(
-                f"a semantic encoding is {semantic.embeddings.shape[-1]} wide where this model has"
-                f" {lance.config.text.hidden_size}: encode the picture with the same checkpoint."
-            )
-
-
-def warn(sentence: str) -> None:
-    """Tells the caller of a stage something without stopping."""
-    warnings.warn(sentence, LanceWarning, stacklevel=3)

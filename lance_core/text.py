@@ -40,7 +40,8 @@ def tokens(
     context: everything but the prompt's last token `first` `[1]`, which stands at `position` on all three axes.
     """
     cache = DecodeCache(context, limit)
-    cos, sin = transformer.rotary(torch.arange(position, position + limit, device=first.device).expand(3, -1))
+    positions = torch.arange(position, position + limit, device=first.device).expand(3, -1)
+    cos, sin = transformer.rotary(positions, cache.dtype)
     token = first
     for i in range(limit):
         token = pick(transformer.decode(token, cos[i : i + 1], sin[i : i + 1], cache))

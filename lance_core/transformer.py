@@ -31,7 +31,6 @@ EXPERTS = ("", "_moe_gen")
 
 Streams = tuple[Tensor, ...]  # [B, n, D] of the understanding expert and, where there are any, of the other one
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v `[B, L, heads, hd]`) -> `[B, L, nh, hd]`
-OnLayer = Callable[[int], None]  # called before every layer; may raise to stop
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,10 @@ class DecodeCache:
         for pieces in context.layers:
             pair = [torch.cat([piece[i] for piece in pieces], dim=1) for i in (0, 1)]
             self.layers.append(tuple(F.pad(x, (0, 0, 0, 0, 0, extra)) for x in pair))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layers[0][0].dtype
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k and v `[1, n, nkv, hd]` behind what is there; returns all of this layer."""
@@ -210,13 +213,9 @@ class Decoder(nn.Module):
             norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
             self.add_module(f"norm{expert}", norm)
 
-    def forward(
-        self, streams: Streams, cos: Tensor, sin: Tensor, attend: Attend, on_layer: OnLayer | None = None
-    ) -> Streams:
+    def forward(self, streams: Streams, cos: Tensor, sin: Tensor, attend: Attend) -> Streams:
         """All layers, without the final norms: each caller needs one stream of the result at most."""
         for index, layer in enumerate(self.layers):
-            if on_layer is not None:
-                on_layer(index)
             streams = layer(streams, cos, sin, partial(attend, index))
         return streams
 
@@ -232,8 +231,10 @@ class LanceTransformer(nn.Module):
     """The language model with both experts and the layers that take latents in and out.
 
     operations: where layers come from (`torch.nn`, or a host's replacement that casts and offloads).
-    dtype: of the weights and of the computation, float32 or bfloat16.
-    rounded_rope: whether rotary frequencies are rounded to bf16; None: exactly when `dtype` is bfloat16.
+    attention: called once per layer and forward (and per block in `prefill`), so a host's may raise to stop.
+    dtype: of the weights, float32 or bfloat16; each forward computes in it, or in the dtype that it is given where
+    the layers cast their weights.
+    rounded_rope: whether rotary frequencies are rounded to bf16; None: exactly when computing in bfloat16.
     """
 
     def __init__(
@@ -251,69 +252,85 @@ class LanceTransformer(nn.Module):
         self.config = config
         self.attention = attention
         self.dtype = dtype or torch.get_default_dtype()
-        self.rounded_rope = self.dtype == torch.bfloat16 if rounded_rope is None else rounded_rope
+        self.rounded_rope = rounded_rope
         self.language_model = LanguageModel(config, operations, **factory)
         self.time_embedder = TimeEmbedder(config.hidden_size, operations, **factory)
         self.vae2llm = operations.Linear(LATENT_CHANNELS, config.hidden_size, **factory)
         self.llm2vae = operations.Linear(config.hidden_size, LATENT_CHANNELS, **factory)
 
-    def context_memory(self, tokens: int) -> int:
+    def context_memory(self, tokens: int, dtype: torch.dtype | None = None) -> int:
         """Bytes of the keys and values of a context of so many tokens."""
         config = self.config
         width = config.num_key_value_heads * config.head_dim
-        return 2 * tokens * width * config.num_hidden_layers * self.dtype.itemsize
+        return 2 * tokens * width * config.num_hidden_layers * (dtype or self.dtype).itemsize
 
-    def working_memory(self, tokens: int) -> int:
+    def working_memory(self, tokens: int, dtype: torch.dtype | None = None) -> int:
         """Bytes of what lives at the same time in a layer for so many tokens, in whole samples.
 
         The residual stream and its update; gate, up and their product in the MLP, beside which attention is small.
         """
-        return tokens * (2 * self.config.hidden_size + 3 * self.config.intermediate_size) * self.dtype.itemsize
+        width = 2 * self.config.hidden_size + 3 * self.config.intermediate_size
+        return tokens * width * (dtype or self.dtype).itemsize
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`rotary_table` of positions `[3, L]` with this model's sections, theta and rounding."""
         config = self.config
-        return rotary_table(positions, config.mrope_section, config.rope_theta, self.rounded_rope, self.dtype)
+        rounded = dtype == torch.bfloat16 if self.rounded_rope is None else self.rounded_rope
+        return rotary_table(positions, config.mrope_section, config.rope_theta, rounded, dtype)
 
-    def embed_text(self, ids: Tensor) -> Tensor:
+    def embed_text(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         """Token ids `[n]` -> `[1, n, D]`."""
-        return self.language_model.model.embed_tokens(ids)[None].to(self.dtype)
+        return self.language_model.model.embed_tokens(ids)[None].to(dtype)
 
     def embed_latent(self, rows: Tensor, t: Tensor, position_rows: Tensor) -> Tensor:
         """Latent rows `[B, N, 48]` (normalised) at times t -> `[B, N, D]`.
 
         t `[B, n]`: each of the n times belongs to N/n consecutive rows, so n is 1, the number of frames, or N.
-        position_rows `[N, D]`.
+        position_rows `[N, D]`, whose dtype is that of the computation.
         """
-        time = self.time_embedder(t, self.dtype)
+        dtype = position_rows.dtype
+        time = self.time_embedder(t, dtype)
         if t.shape[1] > 1:
             time = time.repeat_interleave(rows.shape[1] // t.shape[1], dim=1)
-        return self.vae2llm(rows.to(self.dtype)) + time + position_rows
+        return self.vae2llm(rows.to(dtype)) + time + position_rows
 
-    def noise_block(self, boundary_ids: Tensor, positions: Tensor, latent_ids: Tensor) -> NoiseBlock:
-        """Prepares a noise block: boundary_ids `[2]`, positions `[3, 2 + N]` boundaries first, latent_ids `[N]`."""
-        rows = latent_position_rows(latent_ids, self.config.hidden_size, self.dtype).to(positions.device)
-        return NoiseBlock(self.embed_text(boundary_ids), rows, *self.rotary(positions))
+    def noise_block(
+        self, boundary_ids: Tensor, positions: Tensor, latent_ids: Tensor, dtype: torch.dtype | None = None
+    ) -> NoiseBlock:
+        """Prepares a noise block, and with it the dtype that `denoise` computes in.
+
+        boundary_ids `[2]`, positions `[3, 2 + N]` boundaries first, latent_ids `[N]`.
+        """
+        dtype = dtype or self.dtype
+        rows = latent_position_rows(latent_ids, self.config.hidden_size, dtype).to(positions.device)
+        return NoiseBlock(self.embed_text(boundary_ids, dtype), rows, *self.rotary(positions, dtype))
 
     def prefill(
-        self, blocks: Sequence[Block], past: Context | None = None, on_layer: OnLayer | None = None
+        self,
+        blocks: Sequence[Block],
+        past: Context | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        attention: Attention | None = None,
     ) -> Context:
         """Keys and values of `blocks`, behind those of `past`. One pass: the weights are read once.
 
         A block sees every block before it and, of itself, everything, or what came before where it is causal.
+        dtype: of the computation; attention: instead of the model's.
         """
+        dtype = dtype or self.dtype
         und, gen, und_positions, gen_positions = [], [], [], []
         order, lengths = [[], []], []  # where each block's tokens stand in the streams
         for index, block in enumerate(blocks):
-            own = [self.embed_text(block.ids)]
+            own = [self.embed_text(block.ids, dtype)]
             if block.embeddings is not None:
-                own.append(block.embeddings[None].to(self.dtype))
+                own.append(block.embeddings[None].to(dtype))
             und += own
             n = sum(x.shape[1] for x in own)
             und_positions.append(block.positions[:, :n])
             order[0].append(torch.full((n,), index))
             if block.latent is not None:
-                rows = latent_position_rows(block.latent_ids, self.config.hidden_size, self.dtype)
+                rows = latent_position_rows(block.latent_ids, self.config.hidden_size, dtype)
                 rows = rows.to(block.latent.device)
                 gen.append(self.embed_latent(block.latent[None], block.latent.new_zeros(1, 1), rows))
                 gen_positions.append(block.positions[:, n:])
@@ -321,7 +338,7 @@ class LanceTransformer(nn.Module):
             lengths.append(block.positions.shape[1])
 
         streams = tuple(torch.cat(parts, dim=1) for parts in (und, gen) if parts)
-        cos, sin = self.rotary(torch.cat(und_positions + gen_positions, dim=1))
+        cos, sin = self.rotary(torch.cat(und_positions + gen_positions, dim=1), dtype)
         to_blocks = torch.argsort(torch.cat(order[0] + order[1]), stable=True).to(cos.device) if gen else None
         to_streams = torch.argsort(to_blocks) if gen else None
         ends = list(accumulate(lengths))
@@ -339,17 +356,18 @@ class LanceTransformer(nn.Module):
             for block, length, end in zip(blocks, lengths, ends):
                 mask = lower_right(length, earlier + end, q.device) if block.causal and length > 1 else None
                 visible = slice(0, earlier + end)
-                out.append(self.attend(q[:, end - length : end], keys[:, visible], values[:, visible], mask))
+                q_own = q[:, end - length : end]
+                out.append(self.attend(q_own, keys[:, visible], values[:, visible], mask, attention))
             out = join(out)
             return out if to_streams is None else out.index_select(1, to_streams)
 
-        self.language_model.model(streams, cos, sin, attend, on_layer)
+        self.language_model.model(streams, cos, sin, attend)
         return Context(tuple(layers))
 
     def denoise(
-        self, rows: Tensor, t: Tensor, block: NoiseBlock, context: Context, on_layer: OnLayer | None = None
+        self, rows: Tensor, t: Tensor, block: NoiseBlock, context: Context, attention: Attention | None = None
     ) -> Tensor:
-        """Velocity (from data to noise) of the noise block's rows, `[B, N, 48]`, in the weights' dtype.
+        """Velocity (from data to noise) of the noise block's rows, `[B, N, 48]`, in the block's dtype.
 
         rows `[B, N, 48]` normalised latents; t `[B, n]` as in `embed_latent`. Nothing is kept.
         """
@@ -361,14 +379,12 @@ class LanceTransformer(nn.Module):
             pieces = context.layers[layer]
             if batch > 1:
                 pieces = tuple(tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in pieces)
-            return self.attend(q, *joined((*pieces, (k, v))))
+            return self.attend(q, *joined((*pieces, (k, v))), attention=attention)
 
-        _, gen = self.language_model.model((und, gen), block.cos, block.sin, attend, on_layer)
+        _, gen = self.language_model.model((und, gen), block.cos, block.sin, attend)
         return self.llm2vae(self.language_model.model.norm_moe_gen(gen))
 
-    def decode(
-        self, ids: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache, on_layer: OnLayer | None = None
-    ) -> Tensor:
+    def decode(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache) -> Tensor:
         """Logits `[vocab_size]` after one more token, ids `[1]`, by which the cache grows.
 
         cos, sin: its row of `rotary`, `[1, 1, hd]`.
@@ -377,13 +393,16 @@ class LanceTransformer(nn.Module):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(q, *cache.append(layer, k, v))
 
-        (x,) = self.language_model.model((self.embed_text(ids),), cos, sin, attend, on_layer)
+        (x,) = self.language_model.model((self.embed_text(ids, cache.dtype),), cos, sin, attend)
         cache.length += 1
         return self.language_model.lm_head(self.language_model.model.norm(x))[0, -1]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`attention` for tensors `[B, L, heads, hd]`."""
-        return self.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2)
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, attention: Attention | None = None
+    ) -> Tensor:
+        """Attention for tensors `[B, L, heads, hd]`: the one given, or the model's."""
+        attention = attention or self.attention
+        return attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask).transpose(1, 2)
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:

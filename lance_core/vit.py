@@ -159,8 +159,9 @@ class PatchMerger(nn.Module):
 class VisionTower(nn.Module):
     """Images and clips -> tokens for the language model. Parameter names are those of the release's `vit.safetensors`.
 
-    `dtype` is the compute dtype. `rounded_rope` rounds the rotary inverse frequencies to bfloat16, as they were in the
-    published results; None: where the compute dtype is bfloat16.
+    `dtype` is that of the weights; the tower computes in it, or in the dtype that `forward` is given where the layers
+    cast their weights. `rounded_rope` rounds the rotary inverse frequencies to bfloat16, as they were in the published
+    results; None: when computing in bfloat16.
     """
 
     def __init__(
@@ -202,12 +203,12 @@ class VisionTower(nn.Module):
         patch = self.config.patch_size
         return frames // self.config.temporal_patch_size, height // patch, width // patch
 
-    def frequencies(self, device: torch.device | str | None = None) -> Tensor:
-        """Rotary inverse frequencies `[hd/4]`, float32, of either spatial axis."""
-        rounded = self.dtype == torch.bfloat16 if self.rounded_rope is None else self.rounded_rope
+    def frequencies(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Rotary inverse frequencies `[hd/4]`, float32, of either spatial axis, for computing in `dtype`."""
+        rounded = (dtype or self.dtype) == torch.bfloat16 if self.rounded_rope is None else self.rounded_rope
         return inverse_frequencies(self.config.head_dim // 2, ROPE_THETA, rounded, device=device)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Tokens `[n, D]` of one image or clip, n = t * (h/2) * (w/2) in the order (t, h/2, w/2).
 
         `pixels` is `[3, F, H, W]` from `normalize_pixels`. Raises LanceError as `grid` does.
@@ -219,12 +220,12 @@ class VisionTower(nn.Module):
         order = torch.cat([group.flatten() for group in groups])
         windows = [(group.shape[0], group.shape[1] * merge**2) for group in groups]
 
-        angles = rotary_angles(h, w, merge, self.frequencies(pixels.device))
+        angles = rotary_angles(h, w, merge, self.frequencies(pixels.device, dtype))
         angles = rearrange(angles[order], "n m a -> (n m) 1 a")
         cos, sin = angles.cos(), angles.sin()
         cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
-        x = self.patch_embed(pixels.to(self.dtype))
+        x = self.patch_embed(pixels.to(dtype or self.dtype))
         x = rearrange(x[:, order], "t n m d -> t (n m) d")
         for index, block in enumerate(self.blocks):
             whole_step = index in self.config.fullatt_block_indexes

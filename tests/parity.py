@@ -87,19 +87,9 @@ class Request:
         """One step: velocities `[N, 48]` of the target's rows at a time per row `[N]`."""
         *latents, _ = self.start
         semantics = [semantic(model, name) for name, _ in self.references]
-        sequence = build(
-            model.tokenizer,
-            self.task,
-            "image" if self.name.removesuffix(".zh").startswith(("t2i", "image")) else "video",
-            self.prompt,
-            semantics=[s.tokens for s in semantics],
-            latents=[grid for _, grid in self.references],
-            target=self.grid,
-        )
+        request = stages.Request(self.task, self.prompt, tuple(semantics), tuple(denormalize(x) for x in latents))
         with torch.no_grad():
-            both = stages.branches(
-                model, sequence, [s.embeddings for s in semantics], [x[0] for x in latents], guided=True
-            )
+            both = stages.branches(model, request, self.grid, guided=True)
             cond, uncond = (
                 model.transformer.denoise(rows[None], times[None], branch.block, branch.context) for branch in both
             )

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from operations import Operations, count, count_per_call
 
 from lance_core import flow, stages
-from lance_core.sequence import build
 
 LIMIT = 60  # operations per layer and branch
 SMALL, LARGE, CLIP = (1, 8, 8), (1, 24, 24), (4, 6, 6)  # 64, 576 and 144 tokens
@@ -25,11 +24,12 @@ PROMPT = "a red fox on a stone"
 
 def branches(task: str, grid: tuple[int, int, int], text: str = PROMPT) -> list[stages.Branch]:
     """Both branches of a request, behind one reference of the target's size where it is an edit."""
-    references = [grid] if task == "edit" else []
-    sequence = build(lance().tokenizer, task, "image", text, semantics=references, latents=references, target=grid)
-    rows = grid[0] * grid[1] * grid[2]
-    embeddings = [torch.zeros(rows, lance().config.text.hidden_size) for _ in references]
-    return stages.branches(lance(), sequence, embeddings, [torch.zeros(48, *grid) for _ in references], guided=True)
+    t, h, w = grid
+    request = stages.Request("generate", text)
+    if task == "edit":
+        seen = stages.Semantic(torch.zeros(t * h * w, lance().config.text.hidden_size), (t, 2 * h, 2 * w), "image")
+        request = stages.Request("edit", text, (seen,), (torch.zeros(1, 48, *grid),))
+    return stages.branches(lance(), request, grid, guided=True)
 
 
 def guided_steps(both: list[stages.Branch], count: int) -> Tensor:
