@@ -298,6 +298,15 @@ def load_lance(
     return load_parts(find_checkpoint(path), device=device, dtype=dtype, attention=attend)
 
 
+def examine(files: CheckpointFiles) -> tuple[LanceConfig, Contents, Tokenizer]:
+    """Sizes, tensors and tokenizer of a checkpoint that can be loaded; raises LanceError for the first thing amiss."""
+    config = read_config(files)
+    contents = read_contents(files)
+    for problem in chain(language_problems(files, contents, config), vision_problems(files, contents, config)):
+        raise LanceError(problem)
+    return config, contents, checked_tokenizer(files, config.text)
+
+
 def load_parts(
     files: CheckpointFiles,
     *,
@@ -311,13 +320,8 @@ def load_parts(
 
     Otherwise as `load_lance`.
     """
-    config = read_config(files)
-    contents = read_contents(files)
-    for problem in chain(language_problems(files, contents, config), vision_problems(files, contents, config)):
-        raise LanceError(problem)
+    config, contents, tokenizer = examine(files)
     vae_sizes = checked_vae_config(contents) if vae else None
-    tokenizer = checked_tokenizer(files, config.text)
-
     factory = {"operations": operations, "dtype": dtype, "device": "meta"}
     transformer = LanceTransformer(config.text, attention=attention, **factory)
     vision = VisionTower(config.vision, attention=attention, **factory) if contents.vision else None
@@ -331,22 +335,6 @@ def load_parts(
         device=device,
         dtype=dtype,
     )
-
-
-def load_vae(
-    files: CheckpointFiles,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    operations=nn,
-    network: type[WanVAE] = WanVAE,
-) -> WanVAE | None:
-    """The VAE alone, as an instance of `network`; None where the checkpoint has none. Otherwise as `load_lance`."""
-    contents = read_contents(files)
-    config = checked_vae_config(contents)
-    if config is None:
-        return None
-    return _place(network(config, operations=operations, dtype=dtype, device="meta"), contents.vae, device, dtype)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

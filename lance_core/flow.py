@@ -60,18 +60,30 @@ def schedule(steps: int, shift: float) -> Tensor:
 
 
 def guided_steps(times: Tensor, interval: tuple[float, float]) -> list[bool]:
-    """For every step of a schedule, whether its time t is guided: low < t <= high, compared in float32."""
+    """For every step of a schedule, whether its time is guided."""
+    return is_guided(times[:-1], interval).tolist()
+
+
+def is_guided(t: Tensor, interval: tuple[float, float]) -> Tensor:
+    """Whether guidance acts at times t: low < t <= high, compared in float32."""
     low, high = interval
-    return ((times[:-1] > low) & (times[:-1] <= high)).tolist()
+    return (t > low) & (t <= high)
 
 
 def guide(cond: Tensor, uncond: Tensor, scale: float, renorm: Renorm = "global", renorm_min: float = 0.0) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598) whose result is not longer than the conditional velocity.
 
-    cond, uncond `[B, N, 48]` -> `[B, N, 48]`. renorm 'global' compares the lengths of whole samples, 'channel' those
-    of single rows; the factor stays within renorm_min..1.
+    cond, uncond `[B, N, 48]` -> `[B, N, 48]`; renorm, renorm_min: as in `renormalize`.
     """
-    v = uncond + scale * (cond - uncond)
+    return renormalize(uncond + scale * (cond - uncond), cond, renorm, renorm_min)
+
+
+def renormalize(v: Tensor, cond: Tensor, renorm: Renorm, renorm_min: float) -> Tensor:
+    """Guided velocities v, shortened to the length of the conditional ones where they are longer; `[B, N, 48]`.
+
+    renorm 'global' compares the lengths of whole samples, 'channel' those of single rows; the factor stays within
+    renorm_min..1. 'none': v.
+    """
     if renorm == "none":
         return v
     dims = (-2, -1) if renorm == "global" else (-1,)

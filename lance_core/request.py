@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -64,6 +64,12 @@ class Request:
             if latent.shape[0] != 1:
                 raise LanceError(f"latent reference {index} is a batch of {latent.shape[0]}: give one picture or clip.")
             check_grid(*latent.shape[2:])
+
+    def against(self, negative: str = "") -> Request:
+        """What guidance leads away from: the same references with other words, or with none."""
+        if negative.strip():
+            return replace(self, text=negative)
+        return replace(self, unconditional=True)
 
     def sequence(self, tokenizer: Tokenizer, config: TextConfig, target: Grid) -> Sequence:
         """What the model reads to paint a target of (t, h, w) latent rows. Raises LanceError as `check_length` does."""

@@ -14,10 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .checks import check_number
 from .errors import LanceError
 from .media import to_bytes
 
 ASPECT_RATIOS = ((21, 9), (16, 9), (4, 3), (1, 1), (3, 4), (9, 16))  # width : height
+OFFICIAL_RATIOS = tuple(f"{width}:{height}" for width, height in ASPECT_RATIOS)
+RATIOS = ("21:9", "16:9", "3:2", "4:3", "1:1", "3:4", "2:3", "9:16")
+MIN_MEGAPIXELS = 0.01
 BUCKET_STEP = 16  # pixels, for the VAE and the vision tower alike
 
 
@@ -64,6 +68,36 @@ def buckets(size: int) -> tuple[tuple[int, int], ...]:
     if min(min(sides) for sides in sizes) < BUCKET_STEP:
         raise LanceError(f"The resolution {size} is too small for a bucket of 21:9; use one of 24 pixels or more.")
     return sizes
+
+
+def official_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
+    """Width and height in pixels of the VAE's bucket: of a name in `RESOLUTIONS` and one of `OFFICIAL_RATIOS`.
+
+    Raises LanceError for other names.
+    """
+    _check_name("resolution", resolution, tuple(RESOLUTIONS))
+    _check_name("aspect ratio", aspect_ratio, OFFICIAL_RATIOS)
+    height, width = buckets(RESOLUTIONS[resolution].vae)[OFFICIAL_RATIOS.index(aspect_ratio)]
+    return width, height
+
+
+def size_of(aspect_ratio: str, megapixels: float) -> tuple[int, int]:
+    """Width and height in pixels, multiples of 16, near one of `RATIOS` and so many million pixels.
+
+    Raises LanceError for another ratio and for less than 0.01 megapixels. Sizes beyond the model's position table are
+    refused where something is painted (`check_grid`).
+    """
+    _check_name("aspect ratio", aspect_ratio, RATIOS)
+    check_number("megapixels", megapixels, MIN_MEGAPIXELS)
+    ratio_width, ratio_height = map(int, aspect_ratio.split(":"))
+    unit = math.sqrt(megapixels * 1e6 / (ratio_width * ratio_height))
+    width, height = (BUCKET_STEP * round(unit * part / BUCKET_STEP) for part in (ratio_width, ratio_height))
+    return width, height
+
+
+def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise LanceError(f"the {what} is {name!r}; give one of {', '.join(known)}.")
 
 
 def nearest_bucket(height: int, width: int, size: int) -> tuple[int, int]:

@@ -198,24 +198,11 @@ def generate(
     `[B, 48, T, h, w]`. It may raise to stop.
     """
     request = Request("generate", prompt)
-    if first_frame is not None:
-        check_latent("first_frame", first_frame)
-        if first_frame.shape[2] != 1:
-            raise LanceError(
-                f"first_frame is a clip of {first_frame.shape[2]} latent frames: give one picture, [B, 48, 1, h, w]."
-            )
-        width, height = size_of_first_frame(first_frame, width, height)
-        check_whole("frames", frames, 1)
-        if frames < TEMPORAL_COMPRESSION + 1:
-            raise LanceError(f"frames is {frames}: with a first frame ask for 5 to {MAX_FRAMES}.")
-    grid = target_grid(width, height, frames)
+    grid = generation_grid(width, height, frames, first_frame)
     sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
     start = initial_noise(grid, seed, noise)
-    if first_frame is not None and first_frame.shape[0] not in (1, len(start)):
-        raise LanceError(
-            f"first_frame is a batch of {first_frame.shape[0]} where {len(start)} clips are to be made: give one"
-            " picture, or one per seed."
-        )
+    if first_frame is not None:
+        check_first_batch(first_frame, len(start))
     return paint(lance, request, sampling, start, first_frame, on_step)
 
 
@@ -402,6 +389,30 @@ def whole_frames(frames: int) -> int:
     if whole != frames:
         warn(f"{frames} frames were rounded down to {whole}: clips have 4k+1 frames.")
     return whole
+
+
+def generation_grid(width: int | None, height: int | None, frames: int, first_frame: Tensor | None) -> Grid:
+    """Latent (t, h, w) of a generation: as `target_grid`, but the size is the first frame's where there is one."""
+    if first_frame is not None:
+        check_latent("first_frame", first_frame)
+        if first_frame.shape[2] != 1:
+            raise LanceError(
+                f"first_frame is a clip of {first_frame.shape[2]} latent frames: give one picture, [B, 48, 1, h, w]."
+            )
+        width, height = size_of_first_frame(first_frame, width, height)
+        check_whole("frames", frames, 1)
+        if frames < TEMPORAL_COMPRESSION + 1:
+            raise LanceError(f"frames is {frames}: with a first frame ask for 5 to {MAX_FRAMES}.")
+    return target_grid(width, height, frames)
+
+
+def check_first_batch(first_frame: Tensor, count: int) -> None:
+    """One first frame for all clips, or one for each."""
+    if first_frame.shape[0] not in (1, count):
+        raise LanceError(
+            f"first_frame is a batch of {first_frame.shape[0]} where {count} clips are to be made: give one"
+            " picture, or one per seed."
+        )
 
 
 def size_of_first_frame(first_frame: Tensor, width: int | None, height: int | None) -> tuple[int, int]:

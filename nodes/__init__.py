@@ -5,10 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from .conditioning import LanceConditioning
 from .decode import DecodeVideo
 from .encode import EncodeLatent, EncodeSemantic
 from .load import LoadLance, register_folder
+from .lora import LanceLora
 from .paint import LanceEdit, LanceGenerate
+from .sampling import LanceGuidance, LanceSigmas
 from .understand import LanceUnderstand
 
 
@@ -27,6 +30,10 @@ class LanceExtension(ComfyExtension):
             LanceGenerate,
             LanceEdit,
             DecodeVideo,
+            LanceConditioning,
+            LanceGuidance,
+            LanceSigmas,
+            LanceLora,
         ]
 
 

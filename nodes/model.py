@@ -3,78 +3,100 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from math import prod
 
-import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.model_patcher import ModelPatcher
 
-from ..lance_core.checkpoint import Lance, load_parts
+from ..lance_core.checkpoint import Lance, examine
+from ..lance_core.config import VisionConfig
 from ..lance_core.errors import LanceError
 from ..lance_core.layout import find_checkpoint
+from ..lance_core.storage import Stored
+from ..lance_core.vit import VisionTower
+from .attention import attention
+from .diffusion import LanceModel, LanceModelConfig
+from .guidance import attach
+from .weights import read_weights
 
 VISION = "lance_vision"  # the attachment's name
 TEMPLATE_TOKENS = 256  # of the chat template, a system prompt and an ordinary prompt, for estimates
-PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
 WEIGHT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-class LanceHost(torch.nn.Module):
-    """The decoder and what belongs to it, in the form that patchers and previews expect of a model."""
+def load_model(path: str, weight_dtype: str, disable_dynamic: bool = False) -> ModelPatcher:
+    """The patcher of a checkpoint. Raises LanceError for whatever is missing, damaged or of the wrong shape.
 
-    def __init__(self, lance: Lance):
-        super().__init__()
-        self.diffusion_model = lance.transformer
-        self.latent_format = comfy.latent_formats.Wan22()
-        self.lance = dataclasses.replace(lance, vision=None, vae=None)
-
-    @property
-    def model_sampling(self):
-        """What KSampler and its like ask a model for first."""
-        raise LanceError("samplers cannot drive Lance yet: use Lance Generate or Lance Edit in the place of KSampler.")
-
-
-def load_model(path: str, weight_dtype: str) -> comfy.model_patcher.ModelPatcher:
-    """The patcher of a checkpoint, loaded to where ComfyUI keeps models that are not in use."""
-    device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
+    disable_dynamic: core asks for it where a feature needs weights that are loaded as a whole.
+    """
+    files = find_checkpoint(path)
+    config, contents, tokenizer = examine(files)
+    management = comfy.model_management
+    device, offload_device = management.get_torch_device(), management.unet_offload_device()
+    supported = LanceModelConfig.supported_inference_dtypes
     if weight_dtype == "default":
-        bf16 = comfy.model_management.should_use_bf16(device)
-        dtype = torch.bfloat16 if bf16 and not comfy.model_management.is_device_cpu(device) else torch.float32
+        size = sum(prod(stored.shape) for stored in contents.language.values())
+        dtype = management.unet_dtype(device, size, supported)
     else:
         dtype = WEIGHT_DTYPES[weight_dtype]
-    lance = load_parts(
-        find_checkpoint(path), device=offload_device, dtype=dtype, operations=comfy.ops.disable_weight_init, vae=False
-    )
-    model = PATCHER(LanceHost(lance), load_device=device, offload_device=offload_device)
-    if lance.vision is not None:
-        vision = PATCHER(lance.vision, load_device=device, offload_device=offload_device)
-        model.set_attachments(VISION, vision)
-    return model
+    cast = management.unet_manual_cast(dtype, device, supported)
+
+    model_config = LanceModelConfig({"text_config": config.text})
+    model_config.set_inference_dtype(dtype, cast)
+    model = LanceModel(model_config, config, tokenizer, device=offload_device)
+    patcher = patcher_of(model, disable_dynamic)
+    model.load_model_weights(read_weights(contents.language), assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
+    attach(patcher)
+    if contents.vision:
+        patcher.set_attachments(VISION, load_vision(config.vision, contents.vision, dtype, disable_dynamic))
+    return patcher
 
 
-def with_decoder(model: comfy.model_patcher.ModelPatcher, context: int, target: int = 0) -> Lance:
-    """The model with its decoder on the device that computes, and room there for so many tokens of a request."""
-    lance = lance_of(model)
-    decoder = lance.transformer
-    memory = decoder.context_memory(context) + decoder.working_memory(max(context, target))
+def load_vision(
+    config: VisionConfig, stored: Mapping[str, Stored], dtype: torch.dtype, disable_dynamic: bool
+) -> ModelPatcher:
+    """The patcher of the vision tower, whose layers cast their weights to what they are given."""
+    offload_device = comfy.model_management.unet_offload_device()
+    layers = {"operations": comfy.ops.manual_cast, "dtype": dtype, "device": offload_device}
+    vision = VisionTower(config, attention=attention, **layers).requires_grad_(False).eval()
+    comfy.model_management.archive_model_dtypes(vision)
+    patcher = patcher_of(vision, disable_dynamic)
+    vision.load_state_dict(read_weights(stored), assign=patcher.is_dynamic())
+    return patcher
+
+
+def patcher_of(model: torch.nn.Module, disable_dynamic: bool) -> ModelPatcher:
+    management = comfy.model_management
+    devices = {"load_device": management.get_torch_device(), "offload_device": management.unet_offload_device()}
+    return (ModelPatcher if disable_dynamic else PATCHER)(model, **devices)
+
+
+def with_decoder(model: ModelPatcher, context: int) -> Lance:
+    """The model with its decoder on the device that computes, and room there for a context of so many tokens."""
+    host = lance_of(model)
+    decoder, dtype = host.diffusion_model, host.get_dtype_inference()
+    memory = decoder.context_memory(context, dtype) + decoder.working_memory(context, dtype)
     comfy.model_management.load_models_gpu([model], memory_required=memory)
-    return dataclasses.replace(lance, device=model.load_device)
+    return host.lance(model.load_device)
 
 
-def with_vision(model: comfy.model_patcher.ModelPatcher) -> Lance:
+def with_vision(model: ModelPatcher) -> Lance:
     """The model with its vision tower on the device that computes; the decoder stays where it is."""
-    lance = lance_of(model)
-    vision = model.get_attachment(VISION)
+    host, vision = lance_of(model), model.get_attachment(VISION)
+    lance = host.lance(model.load_device)
     if vision is None:
         return lance
     comfy.model_management.load_models_gpu([vision])
-    return dataclasses.replace(lance, vision=vision.model, device=vision.load_device)
+    return dataclasses.replace(lance, vision=vision.model)
 
 
-def lance_of(model: comfy.model_patcher.ModelPatcher) -> Lance:
-    host = model.model
-    if not isinstance(host, LanceHost):
+def lance_of(model: ModelPatcher) -> LanceModel:
+    if not isinstance(model.model, LanceModel):
         raise LanceError("the model on this wire is not Lance: connect the MODEL of Load Lance.")
-    return host.lance
+    return model.model

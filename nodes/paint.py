@@ -2,16 +2,81 @@
 
 from __future__ import annotations
 
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..lance_core import stages
-from ..lance_core.config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-from ..lance_core.flow import RENORMS, Sampling
+from ..lance_core import flow, stages
+from ..lance_core.config import LATENT_CHANNELS, SPATIAL_COMPRESSION
+from ..lance_core.flow import Sampling
+from ..lance_core.request import Request
+from ..lance_core.resize import OFFICIAL_RATIOS, RATIOS, official_size, size_of
+from ..lance_core.sequence import Grid
+from .conditioning import conditioning, request_of_nodes, task_input
 from .encode import Semantic
-from .model import TEMPLATE_TOKENS, with_decoder
-from .report import step_callback, warnings_logged
+from .model import lance_of
+from .report import warnings_logged
 
+OFFICIAL_SIZES = {"image_768res": "1:1", "image_512res": "1:1", "video_480p": "16:9", "video_360p": "16:9"}
 MAX_PIXELS_WIDE = 1536  # beyond 1024 positions repeat; the largest official width is 1152
+MAX_BATCH = 64
+
+
+def size_input() -> io.DynamicCombo.Input:
+    """The size by an official bucket, by shape and area, or in pixels."""
+
+    def ratio(options: tuple[str, ...], default: str) -> io.Combo.Input:
+        return io.Combo.Input(
+            "aspect_ratio", options=list(options), default=default, tooltip="The shape: width to height."
+        )
+
+    def side(name: str, high: int) -> io.Int.Input:
+        return io.Int.Input(
+            name,
+            default=768,
+            min=SPATIAL_COMPRESSION,
+            max=high,
+            step=SPATIAL_COMPRESSION,
+            tooltip="Larger is slower, clips with its square. Pixels, a multiple of 16.",
+        )
+
+    area = io.Float.Input(
+        "megapixels",
+        default=0.6,
+        min=0.06,
+        max=1.6,
+        step=0.01,
+        tooltip="Larger is slower, clips with its square. Million pixels: 0.59 is 768x768, 0.41 is 848x480.",
+    )
+    official = [
+        io.DynamicCombo.Option(name, [ratio(OFFICIAL_RATIOS, default)]) for name, default in OFFICIAL_SIZES.items()
+    ]
+    return io.DynamicCombo.Input(
+        "size",
+        options=[
+            *official,
+            io.DynamicCombo.Option("megapixels", [ratio(RATIOS, "1:1"), area]),
+            io.DynamicCombo.Option("custom", [side("width", MAX_PIXELS_WIDE), side("height", 1024)]),
+        ],
+        tooltip="Sizes that the model was trained on give the best results: 768 for pictures, 480p for clips.",
+    )
+
+
+def pixels_of(size: dict) -> tuple[int, int]:
+    """Width and height of what the size widget holds."""
+    match size["size"]:
+        case "custom":
+            return size["width"], size["height"]
+        case "megapixels":
+            return size_of(size["aspect_ratio"], size["megapixels"])
+        case name:
+            return official_size(name, size["aspect_ratio"])
 
 
 def sampling_inputs() -> list[io.Input]:
@@ -36,6 +101,14 @@ def sampling_inputs() -> list[io.Input]:
             step=0.1,
             tooltip="Higher follows the words more closely, too high looks burnt; 1 is off and takes half the time.",
         ),
+        io.Int.Input(
+            "batch_size",
+            default=1,
+            min=1,
+            max=MAX_BATCH,
+            tooltip="Paints several variants at once, which takes as many times longer.",
+            advanced=True,
+        ),
         io.Float.Input(
             "shift",
             default=Sampling.shift,
@@ -45,52 +118,49 @@ def sampling_inputs() -> list[io.Input]:
             tooltip="Higher spends more steps on the composition, lower on the detail.",
             advanced=True,
         ),
-        io.Float.Input(
-            "guidance_start",
-            default=Sampling.interval[0],
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Lower guides longer and slower: below this time (1 is noise, 0 the picture) guidance is off.",
-            advanced=True,
-        ),
-        io.Float.Input(
-            "guidance_end",
-            default=Sampling.interval[1],
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Lower leaves the first, noisiest steps unguided: above this time guidance is off.",
-            advanced=True,
-        ),
-        io.Combo.Input(
-            "renorm",
-            options=list(RENORMS),
-            default=Sampling.renorm,
-            tooltip="Keeps strong guidance from burning the picture: over the whole of it, per token, or not at all.",
-            advanced=True,
-        ),
-        io.Float.Input(
-            "renorm_min",
-            default=Sampling.renorm_min,
-            min=0.0,
-            max=1.0,
-            step=0.01,
-            tooltip="Higher lets guidance keep more of its strength; 1 switches the correction off.",
-            advanced=True,
-        ),
     ]
 
 
-def tokens(width: int, height: int, frames: int) -> int:
-    """Of a target in pixels, nearly: for estimates."""
-    return (frames // TEMPORAL_COMPRESSION + 1) * (width // SPATIAL_COMPRESSION) * (height // SPATIAL_COMPRESSION)
+def paint(
+    model: ModelPatcher,
+    request: Request,
+    target: Grid,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    batch_size: int,
+    shift: float,
+    first_frame: Tensor | None = None,
+) -> dict:
+    """The LATENT `[B, 48, T, h, w]` of a request, by core's sampler with Euler steps along the official times.
 
-
-def sampling_options(model, values: dict) -> dict:
-    """The stages' options from the widgets' values."""
-    interval = (values.pop("guidance_start"), values.pop("guidance_end"))
-    return {**values, "guidance_interval": interval, "on_step": step_callback(model, values["steps"])}
+    first_frame: a raw latent `[1 or B, 48, 1, h, w]` with which the clip begins, and which stays exactly as it is.
+    """
+    lance_of(model)
+    latent = torch.zeros(batch_size, LATENT_CHANNELS, *target, device=comfy.model_management.intermediate_device())
+    mask = None
+    if first_frame is not None:
+        stages.check_first_batch(first_frame, batch_size)
+        latent[:, :, :1] = first_frame
+        mask = torch.ones(1, 1, *target)
+        mask[:, :, 0] = 0
+    sampling = Sampling(steps, guidance, shift)
+    samples = comfy.sample.sample_custom(
+        model,
+        comfy.sample.prepare_noise(latent, seed),
+        sampling.guidance,
+        comfy.samplers.ksampler("euler"),
+        flow.schedule(sampling.steps, sampling.shift),
+        conditioning(request),
+        conditioning(request.against()),
+        latent,
+        noise_mask=mask,
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return {"samples": samples}
 
 
 class LanceGenerate(io.ComfyNode):
@@ -112,22 +182,7 @@ class LanceGenerate(io.ComfyNode):
                     placeholder="A red fox in the snow, golden hour",
                     tooltip="What is to be seen. Whole sentences with colours, places and, for clips, motion do best.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=768,
-                    min=SPATIAL_COMPRESSION,
-                    max=MAX_PIXELS_WIDE,
-                    step=SPATIAL_COMPRESSION,
-                    tooltip="Larger is slower, clips with its square; the model likes 768 for pictures, 848 for clips.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=768,
-                    min=SPATIAL_COMPRESSION,
-                    max=1024,
-                    step=SPATIAL_COMPRESSION,
-                    tooltip="Larger is slower, clips with its square; the model likes 768 for pictures, 480 for clips.",
-                ),
+                size_input(),
                 io.Int.Input(
                     "frames",
                     default=1,
@@ -148,19 +203,12 @@ class LanceGenerate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, prompt: str, width: int, height: int, frames: int, first_frame: dict | None = None, **sampling
+        cls, model, prompt: str, size: dict, frames: int, first_frame: dict | None = None, **sampling
     ) -> io.NodeOutput:
+        first = None if first_frame is None else first_frame["samples"]
         with warnings_logged():
-            samples = stages.generate(
-                with_decoder(model, TEMPLATE_TOKENS, tokens(width, height, frames)),
-                prompt,
-                width=width,
-                height=height,
-                frames=frames,
-                first_frame=None if first_frame is None else first_frame["samples"],
-                **sampling_options(model, sampling),
-            )
-        return io.NodeOutput({"samples": samples})
+            target = stages.generation_grid(*pixels_of(size), frames, first)
+            return io.NodeOutput(paint(model, Request("generate", prompt), target, first_frame=first, **sampling))
 
 
 class LanceEdit(io.ComfyNode):
@@ -185,12 +233,7 @@ class LanceEdit(io.ComfyNode):
                     placeholder="Make it winter, keep the fox",
                     tooltip="What is to change, and what is to stay.",
                 ),
-                io.Combo.Input(
-                    "task",
-                    options=["edit", "idip"],
-                    tooltip="Edit changes the picture itself; idip (identity) paints its subject in a new scene.",
-                    advanced=True,
-                ),
+                task_input(),
                 *sampling_inputs(),
                 Semantic.Input(
                     "semantic_2",
@@ -206,17 +249,6 @@ class LanceEdit(io.ComfyNode):
     def execute(
         cls, model, semantic, latent: dict, instruction: str, task: str, semantic_2=None, latent_2=None, **sampling
     ) -> io.NodeOutput:
-        semantics = [s for s in (semantic, semantic_2) if s is not None]
-        latents = [x["samples"] for x in (latent, latent_2) if x is not None]
-        clean = [x[0, 0].numel() for x in latents]
-        context = TEMPLATE_TOKENS + sum(clean) + sum(len(s.embeddings) for s in semantics)
         with warnings_logged():
-            samples = stages.edit(
-                with_decoder(model, context, clean[-1]),
-                semantics,
-                latents,
-                instruction,
-                task=task,
-                **sampling_options(model, sampling),
-            )
-        return io.NodeOutput({"samples": samples})
+            request = request_of_nodes(task, instruction, [semantic, semantic_2], [latent, latent_2])
+            return io.NodeOutput(paint(model, request, request.latents[-1].shape[2:], **sampling))

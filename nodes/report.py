@@ -8,26 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import comfy.model_management
-import comfy.model_patcher
 import comfy.utils
-import latent_preview
 from server import PromptServer
-from torch import Tensor
 
 from ..lance_core.errors import warnings_shown
 
 TEXT_INTERVAL = 0.1  # seconds between two updates of streamed text
-
-
-def step_callback(model: comfy.model_patcher.ModelPatcher, steps: int) -> Callable[[int, int, Tensor], None]:
-    """`on_step` with a progress bar, a latent preview and the stop button."""
-    preview = latent_preview.prepare_callback(model, steps)
-
-    def on_step(step: int, steps: int, estimate: Tensor) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        preview(step - 1, estimate, estimate, steps)
-
-    return on_step
 
 
 def token_callback(node_id: str | None, limit: int) -> Callable[[str], None]:

@@ -10,7 +10,18 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
 from lance_core.errors import LanceError
-from lance_core.resize import RESOLUTIONS, Resolution, buckets, crop_box, fit, nearest_bucket
+from lance_core.resize import (
+    OFFICIAL_RATIOS,
+    RATIOS,
+    RESOLUTIONS,
+    Resolution,
+    buckets,
+    crop_box,
+    fit,
+    nearest_bucket,
+    official_size,
+    size_of,
+)
 
 TABLE = json.loads((DATA / "resize_buckets.json").read_text())["resolutions"]
 PIXELS = load_file(DATA / "resize_golden.safetensors")
@@ -159,3 +170,40 @@ def test_too_small_resolutions_are_refused():
         buckets(8)
     with pytest.raises(LanceError, match="larger resolution"):
         fit(torch.zeros(1, 30, 30, 3), 24, 28)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_official_sizes_are_the_buckets_turned_to_width_and_height(name):
+    expected = [tuple(row["vae_bucket_hw"][::-1]) for row in TABLE[name]["buckets"]]
+    assert [official_size(name, ratio) for ratio in OFFICIAL_RATIOS] == expected
+
+
+@given(ratio=st.sampled_from(RATIOS), megapixels=st.floats(0.06, 0.58))
+def test_a_size_has_about_the_aspect_ratio_and_the_area(ratio, megapixels):
+    width, height = size_of(ratio, megapixels)
+    across, down = map(int, ratio.split(":"))
+    exact = math.sqrt(megapixels * 1e6 * across / down), math.sqrt(megapixels * 1e6 * down / across)
+    assert width % 16 == 0 and height % 16 == 0
+    assert abs(width - exact[0]) <= 8 and abs(height - exact[1]) <= 8
+
+
+def test_sizes_that_people_know():
+    assert size_of("1:1", 0.6) == (768, 768)
+    assert size_of("3:2", 0.4) == (768, 512)
+    assert size_of("2:3", 0.4) == (512, 768)
+    assert official_size("video_480p", "16:9") == (848, 480)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: official_size("8k", "1:1"), "resolution is '8k'; give one of image_256res"),
+        (lambda: official_size("image_768res", "3:2"), "aspect ratio is '3:2'; give one of 21:9, 16:9"),
+        (lambda: size_of("2:1", 0.6), "aspect ratio is '2:1'; give one of 21:9, 16:9, 3:2"),
+        (lambda: size_of("1:1", 0.001), "megapixels is 0.001: give a number of at least 0.01"),
+        (lambda: size_of("1:1", float("nan")), "megapixels is nan"),
+    ],
+)
+def test_sizes_that_are_refused(call, words):
+    with pytest.raises(LanceError, match=words):
+        call()

@@ -1,0 +1,221 @@
+"""Lance as ComfyUI's samplers know models: what they call, ask for, and may put in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import replace
+from functools import partial
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_sampling
+import comfy.patcher_extension
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from einops import rearrange
+from torch import Tensor
+
+from ..lance_core.checkpoint import Lance
+from ..lance_core.checks import check_grid
+from ..lance_core.config import LATENT_CHANNELS, LanceConfig, TextConfig
+from ..lance_core.errors import LanceError
+from ..lance_core.flow import Sampling
+from ..lance_core.request import Request, kind_of
+from ..lance_core.sequence import Grid, prefix_length
+from ..lance_core.stages import Branch, noise_block
+from ..lance_core.tokenizer import Tokenizer
+from ..lance_core.transformer import Context, LanceTransformer
+from .attention import attention
+from .contexts import Contexts, prefix_key, whole_key
+from .report import warnings_logged
+
+COND = "lance_request"  # where a conditioning carries its request
+SMALLEST = (1, 1, 1)  # a target, where only the context matters
+
+
+class LanceDiffusion(LanceTransformer):
+    """The decoder with the `forward` that ComfyUI calls at every step."""
+
+    def __init__(self, text_config: TextConfig, *, dtype, device, operations):
+        super().__init__(text_config, attention=attention, operations=operations, dtype=dtype, device=device)
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, context=None, control=None, transformer_options={}, *, branch: Branch, **_
+    ) -> Tensor:
+        """Velocity `[B, 48, T, h, w]` of normalised latents x at times `[B]` or, per row, `[B, N]`."""
+        wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
+        executor = WrapperExecutor.new_class_executor(self.velocity, self, wrappers)
+        # EasyCache writes into x where it skips a step, and in float32 x is the sampler's own.
+        return executor.execute(x.clone() if wrappers else x, timestep, branch, transformer_options)
+
+    def velocity(self, x: Tensor, timestep: Tensor, branch: Branch, transformer_options: dict) -> Tensor:
+        _, _, t, h, w = x.shape
+        rows = rearrange(x, "B c t h w -> B (t h w) c")
+        times = timestep if timestep.ndim == 2 else timestep[:, None]
+        attend = partial(attention, transformer_options=transformer_options)
+        v = self.denoise(rows, times, branch.block, branch.context, attend)
+        return rearrange(v, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
+
+
+class LanceModelConfig(comfy.supported_models_base.BASE):
+    """What core wants to know of a model that it does not detect by itself."""
+
+    unet_config = {}
+    unet_extra_config = {}
+    latent_format = comfy.latent_formats.Wan22
+    sampling_settings = {"shift": Sampling.shift, "multiplier": 1.0}
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+    memory_usage_factor = 1.0  # not asked for: LanceModel counts bytes
+
+
+class LanceSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """Times as the official code has them, from 1 to 0.
+
+    Core's schedulers pick from a table. With 25,200 entries "simple" picks exactly the official schedule's times where
+    the number of steps divides it, as it does for 30, 50 and every number up to 10.
+    """
+
+    def set_parameters(self, shift: float = 1.0, timesteps: int = 25200, multiplier: float = 1.0) -> None:
+        super().set_parameters(shift, timesteps, multiplier)
+
+
+class RequestCond(comfy.conds.CONDRegular):
+    """A request on its way through a sampler. Requests differ in length, so they never share a forward."""
+
+    def __init__(self, cond: Request, tokens: int):
+        super().__init__(cond)
+        self.tokens = tokens
+
+    def process_cond(self, batch_size, **_):
+        return self
+
+    def can_concat(self, other) -> bool:
+        return self.cond is other.cond
+
+    def concat(self, others) -> Request:
+        return self.cond
+
+    def size(self) -> list[int]:
+        return [1, 1, self.tokens]
+
+
+class LanceModel(comfy.model_base.BaseModel):
+    """Core's BaseModel around Lance.
+
+    A conditioning carries a `Request`. What the model reads is built at sampling time, when the latent's size is known,
+    and its keys and values are computed at the first step, when LoRAs, hooks and compilation are in place.
+    """
+
+    def __init__(self, model_config: LanceModelConfig, config: LanceConfig, tokenizer: Tokenizer, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.FLOW, device=device, unet_model=LanceDiffusion)
+        self.model_sampling = LanceSampling(model_config)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.contexts = Contexts()
+        self.branches: dict[tuple[int, Grid], Branch] = {}  # of the sampling under way
+
+    def lance(self, device: torch.device) -> Lance:
+        """What `lance_core` calls a model: the decoder, computing on a device in the dtype that ComfyUI has chosen."""
+        dtype = self.get_dtype_inference()
+        if dtype not in self.model_config.supported_inference_dtypes:
+            raise LanceError(
+                f"ComfyUI is set to compute in {str(dtype).removeprefix('torch.')}, in which Lance overflows: start it"
+                " without --fp16-unet, or set ModelComputeDtype to bf16 or fp32."
+            )
+        return Lance(self.config, self.diffusion_model, None, None, self.tokenizer, device, dtype)
+
+    def extra_conds_shapes(self, **cond) -> dict[str, list[int]]:
+        return {COND: [1, 1, self.context_tokens(request_of(cond))]}
+
+    def extra_conds(self, **cond) -> dict[str, comfy.conds.CONDRegular]:
+        request, noise = request_of(cond), cond["noise"]
+        self.contexts.want(request, kind_of(noise.shape[2:]))
+        out = super().extra_conds(**cond)
+        out.pop("c_crossattn", None)
+        out[COND] = RequestCond(request, self.context_tokens(request))
+        if cond.get("denoise_mask") is not None:
+            out["denoise_mask"] = comfy.conds.CONDNoiseShape(cond["denoise_mask"])
+        return out
+
+    def context_tokens(self, request: Request) -> int:
+        return request.sequence(self.tokenizer, self.config.text, SMALLEST).find("noise")[0].start
+
+    def memory_required(self, input_shape, cond_shapes={}) -> int:
+        """Bytes beside the weights: one layer's tensors of one branch, and the contexts' keys and values."""
+        net, dtype = self.diffusion_model, self.get_dtype_inference()
+        contexts = [shape[-1] for shape in cond_shapes.get(COND, ())]
+        target = input_shape[0] * math.prod(input_shape[2:])
+        return net.working_memory(max(target, *contexts, 0), dtype) + net.context_memory(sum(contexts), dtype)
+
+    def scale_latent_inpaint(self, sigma, noise, latent_image, **_) -> Tensor:
+        """What is not painted enters clean, at time 0, as the first frame of a clip does in the official code."""
+        return latent_image
+
+    def process_timestep(self, timestep: Tensor, x: Tensor, denoise_mask: Tensor | None = None, **_) -> Tensor:
+        """Times in 0..1, `[B]`, or `[B, N]` where a mask leaves rows as they are."""
+        t = timestep / self.model_sampling.multiplier
+        if denoise_mask is None:
+            return t
+        return t[:, None] * denoise_mask[:, 0].flatten(1).float()
+
+    def _apply_model(self, x: Tensor, t: Tensor, *args, **kwargs) -> Tensor:
+        request = kwargs.pop(COND)
+        return super()._apply_model(x, t, *args, branch=self.branch(request, x), **kwargs)
+
+    def branch(self, request: Request, x: Tensor) -> Branch:
+        """The context and the noise block of a request whose target is x `[B, 48, T, h, w]`."""
+        grid = tuple(x.shape[2:])
+        weights = self.weights_state()
+        key = (weights, whole_key(request, kind_of(grid)), grid)
+        if key not in self.branches:
+            with warnings_logged():
+                check_grid(*grid)
+            lance = self.lance(x.device)
+            sequence = request.sequence(self.tokenizer, self.config.text, grid)
+            blocks = request.blocks(sequence, lance.device)
+            shared = prefix_length(sequence)
+            prefill = partial(self.diffusion_model.prefill, dtype=lance.dtype)
+
+            def prefix() -> Context:
+                own = prefix_key(request, kind_of(grid))
+                return self.contexts.get(weights, own, request, lambda: prefill(blocks[:shared]))
+
+            context = self.contexts.get(weights, key[1], request, lambda: prefill(blocks[shared:], prefix()))
+            self.branches = {**self.branches, key: Branch(context, noise_block(lance, sequence))}
+        return self.branches[key]
+
+    def weights_state(self) -> Hashable:
+        """Equal as long as the weights are: their patches, and the hooks that change them from step to step."""
+        patcher = self.current_patcher
+        if patcher is None or patcher.current_hooks is None:
+            return None if patcher is None else patcher.patches_uuid
+        return patcher.patches_uuid, tuple((hook.hook_ref, hook.strength) for hook in patcher.current_hooks.hooks)
+
+    def end_sampling(self) -> None:
+        self.branches = {}
+        self.contexts.end()
+
+    def forget(self) -> None:
+        """Gives back all memory beside the weights."""
+        self.branches = {}
+        self.contexts.clear()
+
+
+def request_of(cond: dict) -> Request:
+    """The request that a conditioning carries; without its words where Conditioning Zero Out has been there."""
+    request = cond.get(COND)
+    if not isinstance(request, Request):
+        raise LanceError("this conditioning is another model's: connect Lance Conditioning to the sampler.")
+    return request if torch.any(cond["cross_attn"]) else replace(request, unconditional=True)
+
+
+def check_latent_image(latent: Tensor) -> None:
+    """A LATENT that Lance can paint on."""
+    if latent.ndim != 5 or latent.shape[1] != LATENT_CHANNELS:
+        raise LanceError(
+            f"the LATENT on the sampler is {list(latent.shape)} where Lance paints [B, {LATENT_CHANNELS}, T, h, w]:"
+            " use Empty Latent Image, Wan22ImageToVideoLatent or Encode Latent."
+        )
