@@ -6,11 +6,13 @@ from comfy_api.latest import Input, io
 from torch import Tensor
 
 from ..lance_core import stages
+from ..lance_core.config import TEMPORAL_COMPRESSION
+from ..lance_core.errors import LanceError
 from ..lance_core.resize import resolution_of
 from .media import frames_of, media_input, resolution_input
 from .model import with_vision
 from .report import warnings_logged
-from .vae import require_vae
+from .vae import encode, require_vae
 
 Semantic = io.Custom("LANCE_SEMANTIC")
 
@@ -60,6 +62,12 @@ class EncodeLatent(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae, media: Tensor | Input.Video, resolution: str) -> io.NodeOutput:
+        require_vae(vae)
+        if isinstance(media, Tensor) and 1 < len(media) <= TEMPORAL_COMPRESSION:
+            raise LanceError(
+                f"{len(media)} images are one clip here, of which the first alone would be left:"
+                f" give one picture, or {TEMPORAL_COMPRESSION + 1} frames or more."
+            )
         with warnings_logged():
             frames = stages.latent_frames(frames_of(media), resolution_of(resolution))
-        return io.NodeOutput({"samples": require_vae(vae).encode(frames)})
+        return io.NodeOutput({"samples": encode(vae, frames)})

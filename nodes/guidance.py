@@ -22,9 +22,15 @@ def attach(model: ModelPatcher) -> None:
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, OPTION, sample)
     model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, OPTION, predict)
     model.add_callback_with_key(CallbacksMP.ON_CLEANUP, OPTION, lambda patcher: patcher.model.end_sampling())
-    model.add_callback_with_key(CallbacksMP.ON_DETACH, OPTION, lambda patcher, *_: patcher.model.forget())
+    model.add_callback_with_key(CallbacksMP.ON_DETACH, OPTION, forget_unloaded)
     model.set_model_sampler_post_cfg_function(renormalize)
     set_guidance(model, Sampling())
+
+
+def forget_unloaded(patcher: ModelPatcher, unloaded: bool) -> None:
+    """Core also detaches a patcher when a clone takes its place; the weights then stay where they are."""
+    if unloaded:
+        patcher.model.forget()
 
 
 def set_guidance(model: ModelPatcher, sampling: Sampling) -> None:

@@ -17,7 +17,7 @@ from goldens import DATA, TINY
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from lance_core.checkpoint import POSITION_TABLE, load_lance, load_parts, load_vae, official_shapes
+from lance_core.checkpoint import POSITION_TABLE, load_lance, load_parts, official_shapes
 from lance_core.config import LanceConfig, TextConfig
 from lance_core.errors import LanceError
 from lance_core.inspection import inspect
@@ -25,7 +25,7 @@ from lance_core.layout import find_checkpoint, list_checkpoints
 from lance_core.saving import save_checkpoint
 from lance_core.storage import read_header
 from lance_core.tiny import make_tiny, random_lance, tokenizer_specification
-from lance_core.vae import VAEConfig, WanVAE
+from lance_core.vae import VAEConfig
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 
@@ -239,7 +239,7 @@ def test_attention_of_the_host_is_used():
     assert lance.transformer.attention is attention
 
 
-def test_a_host_brings_its_own_layers_and_its_own_vae():
+def test_a_host_brings_its_own_layers_and_leaves_out_the_vae():
     class Linear(torch.nn.Linear):
         pass
 
@@ -247,17 +247,11 @@ def test_a_host_brings_its_own_layers_and_its_own_vae():
         def __getattr__(self, name):
             return getattr(torch.nn, name)
 
-    class VAE(WanVAE):
-        pass
-
     files, options = find_checkpoint(TINY), {"device": torch.device("cpu"), "dtype": torch.float32}
     lance = load_parts(files, operations=Operations(Linear=Linear), vae=False, **options)
     linears = [m for m in (*lance.transformer.modules(), *lance.vision.modules()) if isinstance(m, torch.nn.Linear)]
     assert linears and all(type(module) is Linear for module in linears) and lance.vae is None
     assert same(lance.transformer, load_lance(TINY).transformer)
-    vae = load_vae(files, network=VAE, **options)
-    assert type(vae) is VAE and same(vae, load_lance(TINY).vae)
-    assert load_vae(replace(files, vae=None), **options) is None
 
 
 def test_checkpoints_of_a_folder_are_listed(tmp_path):
