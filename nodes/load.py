@@ -7,9 +7,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..lance_core.layout import list_checkpoints
+from ..lance_core.layout import find_checkpoint, list_checkpoints
 from .model import WEIGHT_DTYPES, load_model
-from .vae import load_lance_vae
+from .vae import load_lance_vae, shared_vae
 
 FOLDER = "lance"
 DOWNLOAD = "hf download bytedance-research/Lance --local-dir"
@@ -67,6 +67,13 @@ class LoadLance(io.ComfyNode):
             f"Load Lance: no checkpoint '{checkpoint}' in {folder} ({there}); choose one of the list, or download it"
             f" with: {DOWNLOAD} {folder}"
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, weight_dtype: str) -> tuple:
+        """Another one when a file of the checkpoint comes, goes or changes."""
+        files = vars(find_checkpoint(checkpoints()[checkpoint])).values()
+        paths = [path for path in (*files, shared_vae()) if isinstance(path, Path) and path.is_file()]
+        return tuple((str(path), path.stat().st_mtime_ns) for path in paths)
 
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:

@@ -26,6 +26,7 @@ from .weights import read_weights
 VISION = "lance_vision"  # the attachment's name
 TEMPLATE_TOKENS = 256  # of the chat template, a system prompt and an ordinary prompt, for estimates
 PATCHER = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+SUPPORTED_DTYPES = LanceModelConfig.supported_inference_dtypes
 WEIGHT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -36,19 +37,13 @@ def load_model(path: str, weight_dtype: str, disable_dynamic: bool = False) -> M
     """
     files = find_checkpoint(path)
     config, contents, tokenizer = examine(files)
+    dtype = weight_type(weight_dtype, sum(prod(stored.shape) for stored in contents.language.values()))
     management = comfy.model_management
-    device, offload_device = management.get_torch_device(), management.unet_offload_device()
-    supported = LanceModelConfig.supported_inference_dtypes
-    if weight_dtype == "default":
-        size = sum(prod(stored.shape) for stored in contents.language.values())
-        dtype = management.unet_dtype(device, size, supported)
-    else:
-        dtype = WEIGHT_DTYPES[weight_dtype]
-    cast = management.unet_manual_cast(dtype, device, supported)
+    cast = management.unet_manual_cast(dtype, management.get_torch_device(), SUPPORTED_DTYPES)
 
     model_config = LanceModelConfig({"text_config": config.text})
     model_config.set_inference_dtype(dtype, cast)
-    model = LanceModel(model_config, config, tokenizer, device=offload_device)
+    model = LanceModel(model_config, config, tokenizer, device=management.unet_offload_device())
     patcher = patcher_of(model, disable_dynamic)
     model.load_model_weights(read_weights(contents.language), assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_model, (path, weight_dtype))
@@ -56,6 +51,14 @@ def load_model(path: str, weight_dtype: str, disable_dynamic: bool = False) -> M
     if contents.vision:
         patcher.set_attachments(VISION, load_vision(config.vision, contents.vision, dtype, disable_dynamic))
     return patcher
+
+
+def weight_type(weight_dtype: str, parameters: int) -> torch.dtype:
+    """The dtype of so many weights for one of the node's choices; core's for "default"."""
+    if weight_dtype == "default":
+        device = comfy.model_management.get_torch_device()
+        return comfy.model_management.unet_dtype(device, parameters, SUPPORTED_DTYPES)
+    return WEIGHT_DTYPES[weight_dtype]
 
 
 def load_vision(

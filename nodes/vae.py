@@ -74,8 +74,14 @@ def vae_contents(path: str) -> Contents:
     contents = read_contents(files)
     if contents.vae:
         return contents
-    shared = next(filter(None, (folder_paths.get_full_path("vae", name) for name in VAE_NAMES)), None)
-    return contents if shared is None else read_contents(dataclasses.replace(files, vae=Path(shared)))
+    shared = shared_vae()
+    return contents if shared is None else read_contents(dataclasses.replace(files, vae=shared))
+
+
+def shared_vae() -> Path | None:
+    """Wan 2.2's VAE in models/vae, where checkpoints without one find it."""
+    path = next(filter(None, (folder_paths.get_full_path("vae", name) for name in VAE_NAMES)), None)
+    return None if path is None else Path(path)
 
 
 def require_vae(vae: comfy.sd.VAE | None) -> comfy.sd.VAE:

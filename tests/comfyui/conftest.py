@@ -54,8 +54,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[ComfyServer]:
-    if (comfyui := find_comfyui()) is None:
+def comfyui() -> Path:
+    """The ComfyUI to test with; what needs one is skipped where there is none."""
+    if (path := find_comfyui()) is None:
         pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI (tests/comfyui/setup_server.sh says how to get one)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, comfyui: Path, tiny_checkpoint: Path) -> Iterator[ComfyServer]:
     with server_in(tmp_path_factory.mktemp("server"), comfyui, tiny_checkpoint) as running:
         yield running

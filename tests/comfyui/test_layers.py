@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from .conftest import ROOT
-from .server import find_comfyui, find_python
+from .server import find_python
 
 SCRIPT = """
 import sys
@@ -43,9 +43,7 @@ print("same answer" if answer == hosted_answer else "another answer", max(errors
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["plain", "dynamic-vram"])
 @pytest.mark.parametrize("operations", ["disable_weight_init", "manual_cast"])
-def test_results_are_those_of_torch_s_layers(tiny_checkpoint, operations, dynamic):
-    if (comfyui := find_comfyui()) is None:
-        pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI (tests/comfyui/setup_server.sh says how to get one)")
+def test_results_are_those_of_torch_s_layers(comfyui, tiny_checkpoint, operations, dynamic):
     script = SCRIPT.format(
         comfyui=str(comfyui), root=str(ROOT), checkpoint=str(tiny_checkpoint), operations=operations, dynamic=dynamic
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_lora import FACTORS, LINEAR, PATHS, RANK, WEIGHTS, Q, convert, factors
 
-from .server import find_comfyui, find_python
+from .server import find_python
 
 ALPHA = 2.0
 SCRIPT = """
@@ -44,10 +43,8 @@ for path in sorted(folder.glob("*.lora")):
 """
 
 
-def changed_weights(folder, loras: dict[str, dict[str, torch.Tensor]], weights, strength=1.0):
+def changed_weights(comfyui, folder, loras: dict[str, dict[str, torch.Tensor]], weights, strength=1.0):
     """The weights that ComfyUI changes for each LoRA, and what it logs."""
-    if (comfyui := find_comfyui()) is None:
-        pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI (tests/comfyui/setup_server.sh says how to get one)")
     save_file(weights, folder / "weights")
     for name, lora in loras.items():
         save_file({key: tensor.clone() for key, tensor in lora.items()}, folder / f"{name}.lora")
@@ -63,7 +60,7 @@ def random_weights() -> dict[str, torch.Tensor]:
     return {f"{module}.weight": torch.randn(shape, generator=generator) for module, shape in WEIGHTS.items()}
 
 
-def test_every_style_changes_the_same_weights(tmp_path):
+def test_every_style_changes_the_same_weights(comfyui, tmp_path):
     weights, expected = random_weights(), {}
     for module in LINEAR:
         down, up = factors(module).values()
@@ -73,7 +70,7 @@ def test_every_style_changes_the_same_weights(tmp_path):
         for suffixes in FACTORS:
             file = {name: tensor for module in LINEAR for name, tensor in factors(module, style, suffixes).items()}
             loras[f"{style} {suffixes}"] = convert(file, {"lora_alpha": ALPHA, "r": RANK}).tensors
-    changed, log = changed_weights(tmp_path, loras, weights, strength=0.5)
+    changed, log = changed_weights(comfyui, tmp_path, loras, weights, strength=0.5)
     for name, result in changed.items():
         assert result.keys() == expected.keys(), name
         for key, weight in result.items():
@@ -81,7 +78,7 @@ def test_every_style_changes_the_same_weights(tmp_path):
     assert "not loaded" not in log
 
 
-def test_dora_embeddings_and_lokr_of_peft(tmp_path):
+def test_dora_embeddings_and_lokr_of_peft(comfyui, tmp_path):
     weights = random_weights()
     down, up = factors(Q).values()
     magnitude = torch.rand(len(up)) + 0.5
@@ -100,7 +97,7 @@ def test_dora_embeddings_and_lokr_of_peft(tmp_path):
         "embedding": convert({path + "_A": a, path + "_B": b}).tensors,
         "lokr": convert({f"{lycoris}.lokr_w1": w1, f"{lycoris}.lokr_w2": w2}).tensors,
     }
-    changed, log = changed_weights(tmp_path, loras, weights)
+    changed, log = changed_weights(comfyui, tmp_path, loras, weights)
     q = weights[f"{Q}.weight"]
     expected = {  # ComfyUI divides by the norms of the weight before the change, PEFT by those after it
         "dora": magnitude[:, None] * (q + up @ down) / q.norm(dim=1, keepdim=True),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from .conftest import ROOT
-from .server import ComfyServer, ExecutionFailed, Prompt, Run, find_comfyui, find_python
+from .server import ComfyServer, ExecutionFailed, Prompt, Run, find_python
 
 # ComfyUI's interpreter, with the pack loaded as ComfyUI loads it. `facts` is what a script finds out.
 PRELUDE = """
@@ -196,10 +196,8 @@ facts["damaged"] = message(lambda: load_lance_vae(folder + "/Lance_3B"))
 """
 
 
-def facts(script: str, tiny: Path, folder: Path, dynamic: bool = False) -> dict:
+def facts(comfyui: Path, script: str, tiny: Path, folder: Path, dynamic: bool = False) -> dict:
     """What a script finds out beside a copy of the small checkpoint."""
-    if (comfyui := find_comfyui()) is None:
-        pytest.skip("no ComfyUI at COMFYUI_PATH or ~/comfy/ComfyUI (tests/comfyui/setup_server.sh says how to get one)")
     shutil.copytree(tiny, folder / "tiny")
     prelude = PRELUDE.format(comfyui=str(comfyui), root=str(ROOT), folder=str(folder / "tiny"))
     flag = f"comfy.memory_management.aimdo_enabled = {dynamic}\n"  # as where dynamic VRAM is in use
@@ -213,32 +211,32 @@ def facts(script: str, tiny: Path, folder: Path, dynamic: bool = False) -> dict:
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["plain", "dynamic-vram"])
-def test_the_library_s_vae_computes_what_core_s_does(tiny_checkpoint, tmp_path, dynamic):
-    found = facts(SMALL, tiny_checkpoint, tmp_path, dynamic)
+def test_the_library_s_vae_computes_what_core_s_does(comfyui, tiny_checkpoint, tmp_path, dynamic):
+    found = facts(comfyui, SMALL, tiny_checkpoint, tmp_path, dynamic)
     assert found.pop("classes") == [True, True] and found.pop("stored") == 0
     assert len(found) == 5 and max(found.values()) <= 1e-5, found
 
 
-def test_the_release_s_widths_are_loaded_by_core_alone(tiny_checkpoint, tmp_path):
+def test_the_release_s_widths_are_loaded_by_core_alone(comfyui, tiny_checkpoint, tmp_path):
     """From models/vae, since this checkpoint has no VAE of its own; before that file is there it has none."""
-    found = facts(RELEASE, tiny_checkpoint, tmp_path)
+    found = facts(comfyui, RELEASE, tiny_checkpoint, tmp_path)
     assert found["missing"] and found["classes"] == [True, True]
     assert found["parameters"] > 7e8
     assert max(found["encode"], found["decode"]) <= 1e-5, found
 
 
-def test_other_widths_have_core_s_settings(tiny_checkpoint, tmp_path):
-    found = facts(SETTINGS, tiny_checkpoint, tmp_path)
+def test_other_widths_have_core_s_settings(comfyui, tiny_checkpoint, tmp_path):
+    found = facts(comfyui, SETTINGS, tiny_checkpoint, tmp_path)
     assert found["same"] and found["names"] == [] and found["reloaded"]
     assert found["size"] == found["bytes"]
 
 
-def test_a_single_file_may_bundle_the_vae(tiny_checkpoint, tmp_path):
-    assert facts(SINGLE_FILE, tiny_checkpoint, tmp_path)["same"] == [True, True]
+def test_a_single_file_may_bundle_the_vae(comfyui, tiny_checkpoint, tmp_path):
+    assert facts(comfyui, SINGLE_FILE, tiny_checkpoint, tmp_path)["same"] == [True, True]
 
 
-def test_long_work_can_be_watched_and_stopped(tiny_checkpoint, tmp_path):
-    found = facts(STOPPING, tiny_checkpoint, tmp_path)
+def test_long_work_can_be_watched_and_stopped(comfyui, tiny_checkpoint, tmp_path):
+    found = facts(comfyui, STOPPING, tiny_checkpoint, tmp_path)
     for name in ("decode", "tiles", "encode", "decode with progress", "encode with progress"):
         assert found[name] == 2, name  # latent frames of which any was begun: the stop came with the second
     assert found["hooks"] == 0 and found["same"] == [True, True]
@@ -246,8 +244,8 @@ def test_long_work_can_be_watched_and_stopped(tiny_checkpoint, tmp_path):
     assert found["compiled"] <= 1e-5 and found["clone"]
 
 
-def test_a_wrong_vae_gets_a_sentence(tiny_checkpoint, tmp_path):
-    found = facts(WRONG, tiny_checkpoint, tmp_path)
+def test_a_wrong_vae_gets_a_sentence(comfyui, tiny_checkpoint, tmp_path):
+    found = facts(comfyui, WRONG, tiny_checkpoint, tmp_path)
     assert "Wan2.2_VAE.pth" in found["none"] and "wan2.2_vae.safetensors into models/vae" in found["none"]
     assert "4 channels" in found["sd"] and "Wan2.2_VAE.pth" in found["damaged"]
     assert all(sentence.endswith(".") and "\n" not in sentence for sentence in found.values())

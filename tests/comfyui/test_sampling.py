@@ -1,0 +1,136 @@
+"""Lance on core's samplers, in ComfyUI's own interpreter: measured by `sampling_inside.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+
+from .conftest import ROOT
+from .server import find_python
+from .test_server import assert_sentence
+
+SAME = 1e-5  # relative L2: the same latent by another way
+SUBTLE = 2e-4  # core's table of 1,000 times instead of ours
+EFFECT = 1e-3  # what nobody would call the same
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, comfyui, tiny_checkpoint):
+    results = tmp_path_factory.mktemp("measured") / "results.json"
+    script = ROOT / "tests/comfyui/sampling_inside.py"
+    command = [find_python(comfyui), script, comfyui, ROOT, tiny_checkpoint / "Lance_3B", results]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=comfyui)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(results.read_text())
+
+
+def test_every_way_gives_the_library_s_latent(measured):
+    assert {name: error for name, error in measured["equality"].items() if error > SAME} == {}
+
+
+def test_every_sampler_and_scheduler_paints(measured):
+    assert len(measured["samplers"]) > 40
+    assert [name for name, finite in measured["samplers"].items() if not finite] == []
+
+
+@pytest.mark.parametrize("node", ["ConditioningZeroOut", "ConditioningCombine", "TorchCompileModel", "the model again"])
+def test_a_core_node_changes_nothing(measured, node):
+    assert measured["core_nodes"][node] <= SAME
+
+
+@pytest.mark.parametrize(
+    "node",
+    ["negative prompt", "cfg 1", "ModelSamplingSD3 8", "EasyCache", "LazyCache", "ModelComputeDtype bf16",
+     "upscaled, denoise 0.5"],
+)  # fmt: skip
+def test_a_core_node_has_an_effect(measured, node):
+    assert EFFECT < measured["core_nodes"][node] < 2
+
+
+def test_core_s_own_shift_is_the_official_one(measured):
+    assert measured["core_nodes"]["ModelSamplingSD3 3.5"] < SUBTLE
+
+
+@pytest.mark.parametrize("target", ["picture", "clip"])
+def test_a_mask_keeps_the_rest_bit_for_bit(measured, target):
+    assert measured["masks"][f"{target} kept"] is True
+    assert measured["masks"][f"{target} changed"] > EFFECT
+
+
+def test_a_first_frame_stays_bit_for_bit(measured):
+    assert measured["masks"]["first frame kept"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "prefills"),
+    [
+        ("first", 3),  # what both branches begin with, and the rest of each
+        ("seed", 0),
+        ("size", 0),
+        ("the short way, same words", 0),
+        ("words", 1),  # the positive prompt's, behind the system prompt
+        ("edit", 3),
+        ("edit, seed", 0),
+        ("edit, words", 2),  # the words of both branches, not the picture
+        ("LoRA behind the conditioning", 3),
+        ("LoRA, seed", 0),
+    ],
+)
+def test_only_what_has_changed_is_prefilled(measured, change, prefills):
+    assert measured["caching"]["prefills"][change] == prefills
+
+
+def test_contexts_are_those_of_one_sampling_and_go_with_the_model(measured):
+    assert measured["caching"]["kept"] == 3
+    assert measured["caching"]["kept after unloading"] == 0
+
+
+def test_a_lora_acts_on_the_words_whatever_stands_first(measured):
+    assert measured["caching"]["LoRA's effect on words alone"] > EFFECT
+
+
+def test_a_lora_as_a_hook_is_the_same_lora(measured):
+    assert measured["hooks"]["hook and LoRA"] <= SAME
+    assert measured["hooks"]["hook and nothing"] > EFFECT
+    assert measured["hooks"]["afterwards"] == 0
+
+
+def test_a_partly_loaded_model_computes_the_same_bits(measured):
+    assert measured["partial_loading"]["loaded"] < 0.5
+    assert measured["partial_loading"]["equal"] is True
+
+
+def test_a_stopped_sampling_leaves_nothing(measured):
+    stopped = measured["stopped"]
+    assert stopped["error"].startswith("InterruptProcessingException") and stopped["calls"] == 10
+    assert stopped["left"] == 0
+    assert stopped["then"] <= SAME
+
+
+@pytest.mark.parametrize(
+    ("mistake", "word"),
+    [
+        ("conditioning of another model", "Lance Conditioning"),
+        ("conditioning of something else", "Lance Conditioning"),
+        ("latent of another model", "[1, 4, 1, 8, 8]"),
+        ("float16", "--fp16-unet"),
+        ("too large", "64x1040"),
+        ("too long", "121"),
+        ("semantic alone", "1 semantic and 0 latent"),
+        ("first frames for three", "batch of 3"),
+        ("batch as a reference", "batch of 2"),
+    ],
+)
+def test_a_mistake_gets_a_sentence(measured, mistake, word):
+    kind, sentence = measured["mistakes"][mistake].split(": ", 1)
+    assert kind == "LanceError" and word in sentence
+    assert_sentence(sentence)
+
+
+def test_the_memory_estimate_counts_what_there_is(measured):
+    estimates = measured["estimates"]
+    assert estimates["two"] == 2 * estimates["large"]
+    assert estimates["large"] == 48 * 48 // 12 * estimates["small"]
+    assert estimates["context"] == estimates["keys and values"] > 0
