@@ -28,7 +28,7 @@ from .checks import (
     too_many,
     warn,
 )
-from .config import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from .config import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VisionConfig
 from .errors import LanceError
 from .flow import Sampling
 from .request import Request, Semantic, check_length, check_widths
@@ -66,7 +66,6 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
     resolution: a name of `RESOLUTIONS`; "auto": 768 for a picture, 480p for a clip; None: frames as they are, with
     sides that are multiples of 28. kind: "image", "video" or "auto" (by the number of frames).
     """
-    check_frames(frames)
     if lance.vision is None:
         raise LanceError(
             "this checkpoint has no vision tower, so it cannot look at pictures: put Qwen2.5-VL-ViT/vit.safetensors"
@@ -74,13 +73,18 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
         )
     if kind not in ("auto", "image", "video"):
         raise LanceError(f"kind is {kind!r}; give 'image', 'video' or 'auto'.")
-    if frames.shape[0] > MAX_FRAMES:
-        raise too_many(frames.shape[0])
-    vision = lance.config.vision
-    frames = resized(frames, resolution, "vit", vision.patch_size * vision.spatial_merge_size)
+    frames = semantic_frames(lance.config.vision, frames, resolution)
     pixels = normalize_pixels(frames).to(lance.device)
     kind = frames_kind(frames) if kind == "auto" else kind
     return Semantic(lance.vision(pixels, lance.dtype).float().cpu(), lance.vision.grid(pixels), kind)
+
+
+def semantic_frames(vision: VisionConfig, frames: Tensor, resolution: str | None = "auto") -> Tensor:
+    """The frames `[F, H, W, 3]` that `encode_semantic` hands to the vision tower, in a size that the model knows."""
+    check_frames(frames)
+    if frames.shape[0] > MAX_FRAMES:
+        raise too_many(frames.shape[0])
+    return resized(frames, resolution, "vit", vision.patch_size * vision.spatial_merge_size)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ stretch of the sequence; windows of one shape share an attention call. A tempora
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -202,6 +203,16 @@ class VisionTower(nn.Module):
             )
         patch = self.config.patch_size
         return frames // self.config.temporal_patch_size, height // patch, width // patch
+
+    def working_memory(self, frames: int, height: int, width: int, dtype: torch.dtype | None = None) -> int:
+        """Bytes of what lives at the same time in a layer for so many frames of so many pixels.
+
+        The residual stream and its update; gate, up and their product in the MLP, beside which attention is small.
+        """
+        config = self.config
+        steps = math.ceil(frames / config.temporal_patch_size)
+        patches = steps * (height // config.patch_size) * (width // config.patch_size)
+        return patches * (2 * config.hidden_size + 3 * config.intermediate_size) * (dtype or self.dtype).itemsize
 
     def frequencies(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Rotary inverse frequencies `[hd/4]`, float32, of either spatial axis, for computing in `dtype`."""

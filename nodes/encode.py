@@ -10,7 +10,7 @@ from ..lance_core.config import TEMPORAL_COMPRESSION
 from ..lance_core.errors import LanceError
 from ..lance_core.resize import resolution_of
 from .media import frames_of, media_input, resolution_input
-from .model import with_vision
+from .model import lance_of, with_vision
 from .report import warnings_logged
 from .vae import encode, require_vae
 
@@ -37,8 +37,9 @@ class EncodeSemantic(io.ComfyNode):
     @classmethod
     def execute(cls, model, media: Tensor | Input.Video, resolution: str) -> io.NodeOutput:
         with warnings_logged():
-            frames = frames_of(media)
-            semantic = stages.encode_semantic(with_vision(model), frames, resolution=resolution_of(resolution))
+            vision = lance_of(model).config.vision
+            frames = stages.semantic_frames(vision, frames_of(media), resolution_of(resolution))
+            semantic = stages.encode_semantic(with_vision(model, frames), frames, resolution=None)
         return io.NodeOutput(semantic)
 
 

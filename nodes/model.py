@@ -11,6 +11,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ..lance_core.checkpoint import Lance, examine
 from ..lance_core.config import VisionConfig
@@ -89,13 +90,17 @@ def with_decoder(model: ModelPatcher, context: int) -> Lance:
     return host.lance(model.load_device)
 
 
-def with_vision(model: ModelPatcher) -> Lance:
-    """The model with its vision tower on the device that computes; the decoder stays where it is."""
+def with_vision(model: ModelPatcher, frames: Tensor) -> Lance:
+    """The model with its vision tower on the device that computes, and room there to look at frames `[F, H, W, 3]`.
+
+    The decoder stays where it is.
+    """
     host, vision = lance_of(model), model.get_attachment(VISION)
     lance = host.lance(model.load_device)
     if vision is None:
         return lance
-    comfy.model_management.load_models_gpu([vision])
+    memory = vision.model.working_memory(*frames.shape[:3], lance.dtype)
+    comfy.model_management.load_models_gpu([vision], memory_required=memory)
     return dataclasses.replace(lance, vision=vision.model)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..lance_core import flow, stages
 from ..lance_core.config import LATENT_CHANNELS, SPATIAL_COMPRESSION
+from ..lance_core.errors import LanceError
 from ..lance_core.flow import Sampling
 from ..lance_core.request import Request
 from ..lance_core.resize import OFFICIAL_RATIOS, RATIOS, official_size, size_of
@@ -68,8 +69,10 @@ def size_input() -> io.DynamicCombo.Input:
     )
 
 
-def pixels_of(size: dict) -> tuple[int, int]:
-    """Width and height of what the size widget holds."""
+def pixels_of(size: dict | None) -> tuple[int, int]:
+    """Width and height of what the size widget holds; LanceError where core has found nothing in it that it knows."""
+    if size is None:
+        raise LanceError("the size is missing or unknown, as in a workflow of another version: choose one on the node.")
     match size["size"]:
         case "custom":
             return size["width"], size["height"]
@@ -203,7 +206,7 @@ class LanceGenerate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, prompt: str, size: dict, frames: int, first_frame: dict | None = None, **sampling
+        cls, model, prompt: str, frames: int, size: dict | None = None, first_frame: dict | None = None, **sampling
     ) -> io.NodeOutput:
         first = None if first_frame is None else first_frame["samples"]
         with warnings_logged():

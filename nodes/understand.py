@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..lance_core import stages
+from ..lance_core.errors import LanceError
 from .encode import Semantic
 from .model import TEMPLATE_TOKENS, with_decoder
 from .report import token_callback, warnings_logged
@@ -90,8 +91,17 @@ class LanceUnderstand(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, question: str, max_new_tokens: int, sampling: dict, semantic=None, semantic_2=None, system: str = ""
+        cls,
+        model,
+        question: str,
+        max_new_tokens: int,
+        sampling: dict | None = None,
+        semantic=None,
+        semantic_2=None,
+        system: str = "",
     ) -> io.NodeOutput:
+        if sampling is None:  # core leaves out what it finds nothing known in
+            raise LanceError("sampling is missing or unknown: choose on or off on the node.")
         options = {name: value for name, value in sampling.items() if name != "sampling"}
         semantics = [s for s in (semantic, semantic_2) if s is not None]
         context = TEMPLATE_TOKENS + max_new_tokens + sum(len(s.embeddings) for s in semantics)

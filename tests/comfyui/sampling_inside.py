@@ -27,6 +27,7 @@ import comfy.model_management
 import comfy.samplers
 import nodes as core
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingSD3
@@ -114,7 +115,7 @@ def custom(patcher=model, steps=STEPS) -> Tensor:
 
 def generated(patcher=model, frames=1, first=None, **changes) -> Tensor:
     first = None if first is None else {"samples": first}
-    return LanceGenerate.execute(patcher, PROMPT, SMALL, frames, first, **WIDGETS | changes).args[0]["samples"]
+    return LanceGenerate.execute(patcher, PROMPT, frames, SMALL, first, **WIDGETS | changes).args[0]["samples"]
 
 
 def edited(patcher=model, **changes) -> Tensor:
@@ -320,9 +321,14 @@ def mistakes() -> dict[str, str]:
     """What people are told."""
     foreign = [[torch.zeros(1, 77, 768), {}]]
     clip = [[torch.ones(1, 1, 1), {COND: "not a request"}]]
+    cpu = torch.device("cpu")
+    other = ModelPatcher(torch.nn.Linear(1, 1), cpu, cpu)
     half = ModelComputeDtype().patch(model, "fp16")[0]
     frames = drawn(1, 48, 1, 3, 4)
     return {
+        "another model": message(lambda: LanceGuidance.execute(other, 0.4, 1.0, "global", 0.0)),
+        "another model's words": message(lambda: LanceConditioning.execute(other, PROMPT, "", "edit")),
+        "another model's picture": message(lambda: generated(other)),
         "conditioning of another model": message(lambda: ksampler(positive=foreign)),
         "conditioning of something else": message(lambda: ksampler(positive=clip)),
         "latent of another model": message(lambda: ksampler(latent=drawn(1, 4, 8, 8))),

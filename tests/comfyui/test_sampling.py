@@ -112,6 +112,9 @@ def test_a_stopped_sampling_leaves_nothing(measured):
 @pytest.mark.parametrize(
     ("mistake", "word"),
     [
+        ("another model", "MODEL of Load Lance"),
+        ("another model's words", "MODEL of Load Lance"),
+        ("another model's picture", "MODEL of Load Lance"),
         ("conditioning of another model", "Lance Conditioning"),
         ("conditioning of something else", "Lance Conditioning"),
         ("latent of another model", "[1, 4, 1, 8, 8]"),
