@@ -1,25 +1,21 @@
-# ruff: noqa: E402, I001  (ComfyUI must have its options before anything of it is imported)
+# ruff: noqa: E402, I001  (nothing of ComfyUI can be imported before it has begun)
 """Runs in ComfyUI's interpreter, with the pack loaded there as ComfyUI loads it, and prints measurements as JSON.
 
 What the tests of `test_sampling.py` assert is measured here in one go, because starting ComfyUI takes seconds.
-Arguments: the folder of ComfyUI, that of the pack, a small checkpoint, and a file for the results.
+Arguments: the folder of ComfyUI, a small checkpoint, and a file for the results.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-COMFYUI, PACK, CHECKPOINT, RESULTS = sys.argv[1:]
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, COMFYUI)
+from inside import begin
 
-import comfy.options
-
-comfy.options.enable_args_parsing()
+COMFYUI, CHECKPOINT, RESULTS = sys.argv[1:]
+begin(COMFYUI)
 
 import comfy.hooks
 import comfy.lora
@@ -33,10 +29,6 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingSD3
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch import Tensor
-
-spec = importlib.util.spec_from_file_location("lance", f"{PACK}/__init__.py", submodule_search_locations=[PACK])
-sys.modules["lance"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["lance"])
 
 from lance.lance_core import load_lance, stages
 from lance.lance_core.transformer import LanceTransformer

@@ -59,7 +59,8 @@ class Run:
 
     history: dict[str, Any]
     events: list[tuple[str, Event]]
-    previews: int  # how many preview pictures arrived
+    previews: list[bytes]  # JPEG or PNG files, in order
+    texts: list[tuple[str, str]]  # (node id, text) of what was shown on nodes while they worked
 
     def outputs(self, node: str) -> dict[str, Any]:
         """What the node showed: `{"images": […]}`, `{"text": […]}`…; empty when it showed nothing."""
@@ -131,29 +132,31 @@ class ComfyServer:
         prompt: Prompt,
         *,
         workflow: dict[str, Any] | None = None,
+        preview_method: str | None = None,
         on_event: Callable[[str, Event], None] = lambda kind, data: None,
         seconds: float = 300,
     ) -> Run:
         """Run an API-format graph to its end.
 
-        `workflow` is the editor's graph, which savers write into their files. `on_event` sees every event as it
-        arrives, and may call `interrupt`. Raises `InvalidPrompt` when the server refuses the graph,
-        `ExecutionFailed` when a node raises or the run is interrupted, and `TimeoutError`.
+        `workflow` is the editor's graph, which savers write into their files; `preview_method` what the editor's
+        setting for previews says. `on_event` sees every event as it arrives, and may call `interrupt`. Raises
+        `InvalidPrompt` when the server refuses the graph, `ExecutionFailed` when a node raises or the run is
+        interrupted, and `TimeoutError`.
         """
         client = uuid.uuid4().hex
         with connect(f"ws://127.0.0.1:{self.port}/ws?clientId={client}", max_size=None, proxy=None) as socket_:
             request = {"prompt": prompt, "client_id": client}
-            if workflow is not None:
-                request["extra_data"] = {"extra_pnginfo": {"workflow": workflow}}
+            extra = {"extra_pnginfo": workflow and {"workflow": workflow}, "preview_method": preview_method}
+            request["extra_data"] = {name: value for name, value in extra.items() if value}
             try:
                 prompt_id = self.post("/prompt", request)["prompt_id"]
             except urllib.error.HTTPError as refusal:
                 raise InvalidPrompt(json.loads(refusal.read())) from None
-            events, previews, deadline = [], 0, time.monotonic() + seconds
+            events, frames, deadline = [], [], time.monotonic() + seconds
             while True:
                 message = socket_.recv(timeout=max(deadline - time.monotonic(), 0))
                 if isinstance(message, bytes):
-                    previews += 1
+                    frames.append(message)
                     continue
                 kind, data = (event := json.loads(message))["type"], event.get("data", {})
                 events.append((kind, data))
@@ -162,7 +165,7 @@ class ComfyServer:
                     break
         if kind != "execution_success":
             raise ExecutionFailed(kind, data)
-        return Run(self._history(prompt_id), events, previews)
+        return Run(self._history(prompt_id), events, previews_in(frames), texts_in(frames))
 
     def _history(self, prompt_id: str) -> dict[str, Any]:
         # The entry is written a moment after the success event is sent.
@@ -196,6 +199,18 @@ class ComfyServer:
         return json.loads(self.request("/upload/image", body, content_type))["name"]
 
 
+def previews_in(frames: list[bytes]) -> list[bytes]:
+    """Pictures of binary websocket frames: a number for the kind (1), one for the format, the file (protocol.py)."""
+    return [frame[8:] for frame in frames if frame[:4] == b"\0\0\0\1"]
+
+
+def texts_in(frames: list[bytes]) -> list[tuple[str, str]]:
+    """Node ids and texts of binary websocket frames: kind 3, the id's length, the id, the text."""
+    texts = [frame[4:] for frame in frames if frame[:4] == b"\0\0\0\3"]
+    ends = [4 + int.from_bytes(text[:4], "big") for text in texts]
+    return [(text[4:end].decode(), text[end:].decode()) for text, end in zip(texts, ends)]
+
+
 def _file_entries(outputs: dict[str, Any]) -> Iterator[dict[str, str]]:
     for entries in outputs.values():
         yield from (entry for entry in entries if isinstance(entry, dict) and "filename" in entry)
@@ -220,3 +235,13 @@ def find_python(comfyui: Path) -> Path:
     windows = os.name == "nt"
     beside = comfyui.parent / "venv" / ("Scripts/python.exe" if windows else "bin/python")
     return beside if beside.is_file() else Path(sys.executable)
+
+
+def run_inside(comfyui: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """A script that has run in ComfyUI's interpreter, where it can import ComfyUI, and the pack as `lance`."""
+    here = str(Path(__file__).parent)
+    begin = f"import sys; sys.path.append({here!r}); import inside; inside.begin({str(comfyui)!r})\n"
+    command = [str(find_python(comfyui)), "-c", begin + script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done

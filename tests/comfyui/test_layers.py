@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
-from .conftest import ROOT
-from .server import find_python
+from .server import run_inside
 
 SCRIPT = """
-import sys
-sys.argv = ["main.py", "--cpu"]
-sys.path[:0] = [{comfyui!r}, {root!r}]
-import comfy.options
-comfy.options.enable_args_parsing()
 import torch, comfy.memory_management, comfy.ops
 comfy.memory_management.aimdo_enabled = {dynamic}  # layers then have no weights until they are loaded
 
-from lance_core import stages
-from lance_core.checkpoint import load_parts
-from lance_core.layout import find_checkpoint
+from lance.lance_core import stages
+from lance.lance_core.checkpoint import load_parts
+from lance.lance_core.layout import find_checkpoint
 
 frames = torch.rand(1, 112, 112, 3, generator=torch.Generator().manual_seed(0))
 
@@ -44,11 +36,7 @@ print("same answer" if answer == hosted_answer else "another answer", max(errors
 @pytest.mark.parametrize("dynamic", [False, True], ids=["plain", "dynamic-vram"])
 @pytest.mark.parametrize("operations", ["disable_weight_init", "manual_cast"])
 def test_results_are_those_of_torch_s_layers(comfyui, tiny_checkpoint, operations, dynamic):
-    script = SCRIPT.format(
-        comfyui=str(comfyui), root=str(ROOT), checkpoint=str(tiny_checkpoint), operations=operations, dynamic=dynamic
-    )
-    command = [str(find_python(comfyui)), "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui)
-    assert done.returncode == 0, done.stderr[-2000:]
+    script = SCRIPT.format(checkpoint=str(tiny_checkpoint), operations=operations, dynamic=dynamic)
+    done = run_inside(comfyui, script)
     verdict, error = done.stdout.strip().splitlines()[-1].rsplit(" ", 1)
     assert verdict == "same answer" and float(error) <= 1e-5

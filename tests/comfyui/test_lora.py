@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import torch
 from safetensors.torch import load_file, save_file
 from test_lora import FACTORS, LINEAR, PATHS, RANK, WEIGHTS, Q, convert, factors
 
-from .server import find_python
+from .server import run_inside
 
 ALPHA = 2.0
 SCRIPT = """
-import sys
-sys.argv = ["main.py", "--cpu"]
-sys.path.insert(0, {comfyui!r})
-import comfy.options
-comfy.options.enable_args_parsing()
 import json, pathlib, torch
 import comfy.lora, comfy.lora_convert
 from safetensors.torch import load_file, save_file
@@ -48,10 +41,7 @@ def changed_weights(comfyui, folder, loras: dict[str, dict[str, torch.Tensor]], 
     save_file(weights, folder / "weights")
     for name, lora in loras.items():
         save_file({key: tensor.clone() for key, tensor in lora.items()}, folder / f"{name}.lora")
-    script = SCRIPT.format(comfyui=str(comfyui), folder=str(folder), strength=strength)
-    command = [str(find_python(comfyui)), "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = run_inside(comfyui, SCRIPT.format(folder=str(folder), strength=strength))
     return {name: load_file(folder / f"{name}.changed") for name in loras}, done.stderr
 
 

@@ -20,7 +20,7 @@ EFFECT = 1e-3  # what nobody would call the same
 def measured(tmp_path_factory, comfyui, tiny_checkpoint):
     results = tmp_path_factory.mktemp("measured") / "results.json"
     script = ROOT / "tests/comfyui/sampling_inside.py"
-    command = [find_python(comfyui), script, comfyui, ROOT, tiny_checkpoint / "Lance_3B", results]
+    command = [find_python(comfyui), script, comfyui, tiny_checkpoint / "Lance_3B", results]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=comfyui)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(results.read_text())

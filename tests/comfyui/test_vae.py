@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import av
@@ -12,22 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import ROOT
-from .server import ComfyServer, ExecutionFailed, Prompt, Run, find_python
+from .server import ComfyServer, ExecutionFailed, Prompt, Run, run_inside
 
 # ComfyUI's interpreter, with the pack loaded as ComfyUI loads it. `facts` is what a script finds out.
 PRELUDE = """
-import importlib.util, json, sys
-sys.argv = ["main.py", "--cpu"]
-sys.path[:0] = [{comfyui!r}]
-import comfy.options
-comfy.options.enable_args_parsing()
+import json
 import torch, comfy.latent_formats, comfy.memory_management, comfy.model_management, comfy.sd, comfy.utils, folder_paths
 import comfy.ldm.wan.vae2_2
-
-spec = importlib.util.spec_from_file_location("lance", {root!r} + "/__init__.py", submodule_search_locations=[{root!r}])
-sys.modules["lance"] = pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
 from lance.lance_core.vae import WanVAE, normalize, vae_config
 from lance.nodes.vae import decode, encode, load_lance_vae, require_vae
 
@@ -199,11 +189,9 @@ facts["damaged"] = message(lambda: load_lance_vae(folder + "/Lance_3B"))
 def facts(comfyui: Path, script: str, tiny: Path, folder: Path, dynamic: bool = False) -> dict:
     """What a script finds out beside a copy of the small checkpoint."""
     shutil.copytree(tiny, folder / "tiny")
-    prelude = PRELUDE.format(comfyui=str(comfyui), root=str(ROOT), folder=str(folder / "tiny"))
-    flag = f"comfy.memory_management.aimdo_enabled = {dynamic}\n"  # as where dynamic VRAM is in use
-    command = [str(find_python(comfyui)), "-c", prelude + flag + script + "\nprint(json.dumps(facts))"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui)
-    assert done.returncode == 0, done.stderr[-3000:]
+    prelude = PRELUDE.format(folder=str(folder / "tiny"))
+    flag = "comfy.memory_management.aimdo_enabled = True\n" if dynamic else ""
+    done = run_inside(comfyui, f"{prelude}{flag}{script}\nprint(json.dumps(facts))")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
