@@ -40,7 +40,7 @@ def read_workflow(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise LanceError(f"{path} cannot be read ({error.strerror}); check the name and the folder.") from None
     except (ValueError, RecursionError):
-        raise LanceError(f"{path} is not valid JSON; export the workflow again with File → Export (API).") from None
+        raise LanceError(f"{path} is not valid JSON; export the workflow again with File -> Export (API).") from None
     check_format(workflow)
     return workflow
 
@@ -48,14 +48,14 @@ def read_workflow(path: Path) -> dict[str, Any]:
 def check_format(workflow: Any) -> None:
     """Raises LanceError where that is not a workflow in the API format."""
     if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
-        raise LanceError("this workflow is in the editor's format; open it in ComfyUI and use File → Export (API).")
+        raise LanceError("this workflow is in the editor's format; open it in ComfyUI and use File -> Export (API).")
     good = isinstance(workflow, dict) and workflow and all(
         isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs", {}), dict)
         for node in workflow.values()
     )
     if not good:
         raise LanceError(
-            "this is not a workflow in the API format, {node id: {class_type, inputs}}; use File → Export (API)."
+            "this is not a workflow in the API format, {node id: {class_type, inputs}}; use File -> Export (API)."
         )
 
 
@@ -65,8 +65,22 @@ def label(workflow: Workflow, node_id: str) -> str:
 
 def inputs_of(workflow: Workflow, node_id: str) -> dict[str, Any]:
     """The inputs of a node that its class knows; others belong to the editor and are passed over, as in ComfyUI."""
-    known = NODES[workflow[node_id]["class_type"]].inputs
-    return {name: value for name, value in workflow[node_id].get("inputs", {}).items() if name in known}
+    known = schemas(workflow, node_id)
+    return {name: value for name, value in values_of(workflow, node_id).items() if name in known}
+
+
+def values_of(workflow: Workflow, node_id: str) -> Mapping[str, Any]:
+    return workflow[node_id].get("inputs", {})
+
+
+def schemas(workflow: Workflow, node_id: str) -> dict[str, Input]:
+    """The inputs that a node has as its combos are set."""
+    return NODES[workflow[node_id]["class_type"]].chosen(values_of(workflow, node_id))
+
+
+def possible_schemas(workflow: Workflow, node_id: str) -> dict[str, Input]:
+    """The inputs that a node has or could have, were its combos set otherwise."""
+    return NODES[workflow[node_id]["class_type"]].possible(values_of(workflow, node_id))
 
 
 def links_of(workflow: Workflow, node_id: str) -> Iterator[tuple[str, Any]]:
@@ -91,7 +105,7 @@ def order(workflow: Workflow) -> list[str]:
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:
-        nodes = " → ".join(label(workflow, node_id) for node_id in error.args[1])
+        nodes = " -> ".join(label(workflow, node_id) for node_id in error.args[1])
         raise LanceError(f"the workflow has a cycle: {nodes}; remove one of these links.") from None
 
 
@@ -126,7 +140,7 @@ def source(workflow: Workflow, node_id: str, name: str, link: list) -> tuple[str
             f"{place} is linked to output {slot} of {label(workflow, origin)}, which has {len(outputs)}, counted from"
             " 0; link it again."
         )
-    wanted = NODES[workflow[node_id]["class_type"]].inputs[name].type
+    wanted = schemas(workflow, node_id)[name].type
     if wanted != "*" and outputs[slot] not in wanted.split(","):
         raise LanceError(
             f"{place} takes {wanted.replace(',', ' or ')}, but output {slot} of {label(workflow, origin)} is"
@@ -172,13 +186,13 @@ def arguments(workflow: Workflow, node_id: str) -> dict[str, Any]:
     """Every input of a node by name: a checked value, its default, or a link as a tuple (node, output)."""
     given = inputs_of(workflow, node_id)
     result = {}
-    for name, schema in NODES[workflow[node_id]["class_type"]].inputs.items():
+    for name, schema in schemas(workflow, node_id).items():
         place = f"{label(workflow, node_id)}: input '{name}'"
         if name not in given or given[name] is None and schema.default is None:
             if schema.default is REQUIRED:
                 raise LanceError(f"{place} is missing; link it or give it a value.")
             result[name] = schema.default
-        elif isinstance(given[name], list):
+        elif isinstance(given[name], list) and not schema.choices:
             result[name] = source(workflow, node_id, name, given[name])
         else:
             result[name] = checked(place, schema, given[name])
@@ -194,10 +208,9 @@ def override(workflow: Workflow, assignment: str) -> dict[str, Any]:
     if not separator:
         raise LanceError(f"'{assignment}' does not say what to set; write node.input=value.")
     node_id, name = find_input(workflow, target.strip())
-    schema = NODES[workflow[node_id]["class_type"]].inputs[name]
-    node = workflow[node_id]
+    schema = possible_schemas(workflow, node_id)[name]
     value = parsed(f"{label(workflow, node_id)}: input '{name}'", schema, text)
-    return {**workflow, node_id: {**node, "inputs": {**node.get("inputs", {}), name: value}}}
+    return {**workflow, node_id: {**workflow[node_id], "inputs": {**values_of(workflow, node_id), name: value}}}
 
 
 def find_input(workflow: Workflow, target: str) -> tuple[str, str]:
@@ -209,7 +222,7 @@ def find_input(workflow: Workflow, target: str) -> tuple[str, str]:
             ids = ", ".join(matches)
             raise LanceError(f"'{target}' could mean any of the nodes {ids}; name the node by its id.")
         if matches:
-            names = NODES[workflow[matches[0]]["class_type"]].inputs
+            names = possible_schemas(workflow, matches[0])
             if input_name in names:
                 return matches[0], input_name
             raise LanceError(

@@ -2,7 +2,7 @@
 
 Names, inputs and meaning are those of the nodes in ComfyUI (nodes.py and comfy_extras of v0.33), so that one graph
 gives the same results in both. IMAGE is float `[F, H, W, 3]` in 0..1, LATENT is {"samples": `[B, 48, T, h, w]`}, MODEL
-and VAE are both the loaded Lance.
+is a `Model`, VAE the loaded Lance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import stages
-from .config import SPATIAL_COMPRESSION, VIDEO_FPS
+from .checkpoint import Lance
+from .checks import check_seed, check_whole
+from .config import LATENT_CHANNELS, SPATIAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError
 from .flow import RENORMS, Sampling
 from .media import read_clip, read_image, read_video, sample_indices, write_mp4, write_png
-from .resize import RESOLUTION_CHOICES, resolution_of
+from .resize import OFFICIAL_RATIOS, RATIOS, RESOLUTION_CHOICES, official_size, resolution_of, size_of
 
 REQUIRED = object()
 MAX_NAME = 240  # bytes, with room for a number and a suffix: what file systems hold is 255
@@ -37,11 +39,15 @@ Progress = Callable[[str, int, int], None]  # (what is being done, steps done, s
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its type ("IMAGE,VIDEO": either, "*": any), its default (None: may be left open), its choices."""
+    """One input: its type ("IMAGE,VIDEO": either, "*": any), its default (None: may be left open), its choices.
+
+    choices: option -> the further inputs that the node has while that option is chosen (ComfyUI's DynamicCombo).
+    """
 
     type: str
     default: Any = REQUIRED
     options: tuple[str, ...] = ()
+    choices: Mapping[str, Mapping[str, Input]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,24 @@ class Node:
     outputs: tuple[str, ...]
     run: Callable[..., tuple | Shown]
     is_output: bool = False
+
+    def chosen(self, values: Mapping[str, Any]) -> dict[str, Input]:
+        """The inputs that the node has while those are its values; a choice's own are called `<input>.<name>`."""
+        found = {}
+        for name, schema in self.inputs.items():
+            found[name] = schema
+            option = values.get(name, schema.default) if schema.choices else None
+            if isinstance(option, str) and option in schema.choices:
+                found |= {f"{name}.{part}": below for part, below in schema.choices[option].items()}
+        return found
+
+    def possible(self, values: Mapping[str, Any]) -> dict[str, Input]:
+        """The inputs that the node has with those values, and all that it would have with another choice."""
+        found = {}
+        for name, schema in self.inputs.items():
+            for option in schema.choices:
+                found |= self.chosen({name: option})
+        return {**found, **self.chosen(values)}
 
 
 @dataclass(frozen=True)
@@ -96,6 +120,14 @@ class Session:
             report(label, written, limit)
 
         return count
+
+
+@dataclass(frozen=True)
+class Model:
+    """MODEL: a checkpoint, and the options of `generate` and `edit` that were attached to it."""
+
+    lance: Lance
+    guidance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -200,73 +232,132 @@ def load_lance(session: Session, checkpoint: str, weight_dtype: str) -> tuple:
     lance = stages.load_lance(find_checkpoint(checkpoint, session.models), device=session.device, dtype=dtype)
     if any("vae" in node.get("inputs", {}) for node in session.workflow.values()):
         stages.vae_of(lance)  # now, and not after the sampling
-    return lance, lance
+    return Model(lance), lance
 
 
-def encode_semantic(session: Session, model, media, resolution: str) -> tuple:
-    return (stages.encode_semantic(model, model_frames(media), resolution=resolution_of(resolution)),)
+def set_guidance(session: Session, model: Model, guidance_start, guidance_end, renorm, renorm_min) -> tuple:
+    guidance = {"guidance_interval": (guidance_start, guidance_end), "renorm": renorm, "renorm_min": renorm_min}
+    return (replace(model, guidance=guidance),)
 
 
-def encode_latent(session: Session, vae, media, resolution: str) -> tuple:
+def encode_semantic(session: Session, model: Model, media, resolution: str) -> tuple:
+    return (stages.encode_semantic(model.lance, model_frames(media), resolution=resolution_of(resolution)),)
+
+
+def encode_latent(session: Session, vae: Lance, media, resolution: str) -> tuple:
     latent = stages.encode_latent(
         vae, model_frames(media), resolution=resolution_of(resolution), on_chunk=session.on_chunk("encode")
     )
     return ({"samples": latent},)
 
 
+def below(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a chosen option's own inputs, under their short names."""
+    return {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
+
+
 def understand(
-    session: Session, model, question, max_new_tokens, sampling, semantic, semantic_2, system, **dynamic
+    session: Session, model: Model, question, max_new_tokens, sampling, semantic, semantic_2, system, **chosen
 ) -> tuple:
-    options = {name.removeprefix("sampling."): value for name, value in dynamic.items()} if sampling == "on" else {}
     answer = stages.understand(
-        model,
+        model.lance,
         [one for one in (semantic, semantic_2) if one is not None] or None,
         question,
         system=system or None,
         max_new_tokens=max_new_tokens,
         on_token=session.on_token("answer", max_new_tokens),
-        **options,
+        **below("sampling", chosen),
     )
     return (answer,)
 
 
-def generate(session: Session, model, prompt, first_frame, guidance_start, guidance_end, **options) -> tuple:
+def pixels_of(size: str, values: Mapping[str, Any]) -> tuple[int, int]:
+    """Width and height for a choice of the `size` input and the values of its own inputs."""
+    if size == "custom":
+        return values["width"], values["height"]
+    return size_of(**values) if size == "megapixels" else official_size(size, **values)
+
+
+def noise_options(seed: int, batch_size: int, grid: Callable[[], Sequence[int]]) -> dict[str, Any]:
+    """What tells `generate` and `edit` to draw their noise as ComfyUI's samplers do: a batch from one generator."""
+    check_whole("batch_size", batch_size, 1)
+    if batch_size == 1:
+        return {"seed": seed}
+    check_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    return {"noise": torch.randn((batch_size, LATENT_CHANNELS, *grid()), generator=generator)}
+
+
+def generate(
+    session: Session,
+    model: Model,
+    prompt,
+    size,
+    frames,
+    seed,
+    batch_size,
+    first_frame,
+    steps,
+    guidance,
+    shift,
+    **chosen,
+) -> tuple:
+    first = None if first_frame is None else first_frame["samples"]
+    if first is None:
+        width, height = pixels_of(size, below("size", chosen))
+    else:
+        height, width = (side * SPATIAL_COMPRESSION for side in first.shape[-2:])
     latent = stages.generate(
-        model,
+        model.lance,
         prompt,
-        first_frame=None if first_frame is None else first_frame["samples"],
-        guidance_interval=(guidance_start, guidance_end),
+        width=width,
+        height=height,
+        frames=frames,
+        first_frame=first,
+        steps=steps,
+        guidance=guidance,
+        shift=shift,
         on_step=session.on_step("generate"),
-        **options,
+        **noise_options(seed, batch_size, lambda: stages.target_grid(width, height, frames)),
+        **model.guidance,
     )
     return ({"samples": latent},)
 
 
 def edit(
     session: Session,
-    model,
+    model: Model,
     semantic,
     latent,
     instruction,
+    task,
+    seed,
+    batch_size,
     semantic_2,
     latent_2,
-    guidance_start,
-    guidance_end,
-    **options,
+    steps,
+    guidance,
+    shift,
 ) -> tuple:
+    latents = [one["samples"] for one in (latent, latent_2) if one is not None]
     edited = stages.edit(
-        model,
+        model.lance,
         [one for one in (semantic, semantic_2) if one is not None],
-        [one["samples"] for one in (latent, latent_2) if one is not None],
+        latents,
         instruction,
-        guidance_interval=(guidance_start, guidance_end),
+        task=task,
+        steps=steps,
+        guidance=guidance,
+        shift=shift,
         on_step=session.on_step("edit"),
-        **options,
+        **noise_options(seed, batch_size, lambda: latents[-1].shape[2:]),
+        **model.guidance,
     )
     return ({"samples": edited},)
 
 
-def decode_video(session: Session, vae, latent, fps: float) -> tuple:
+def decode_video(session: Session, vae: Lance, latent, fps: float, source) -> tuple:
+    """As in ComfyUI, but the clip is silent: the sound of a source is not carried over."""
     frames = stages.decode_video(vae, latent["samples"], on_chunk=session.on_chunk("decode"))
     return frames, Video(frames, fps)
 
@@ -350,12 +441,29 @@ SAMPLING = {
     "seed": Input("INT", stages.SEED),
     "steps": Input("INT", Sampling.steps),
     "guidance": Input("FLOAT", Sampling.guidance),
+    "batch_size": Input("INT", 1),
     "shift": Input("FLOAT", Sampling.shift),
-    "guidance_start": Input("FLOAT", Sampling.interval[0]),
-    "guidance_end": Input("FLOAT", Sampling.interval[1]),
-    "renorm": Input("COMBO", Sampling.renorm, RENORMS),
-    "renorm_min": Input("FLOAT", Sampling.renorm_min),
 }
+
+
+def choice(**choices: Mapping[str, Input]) -> Input:
+    """A combo whose options bring inputs of their own; the first is the default."""
+    return Input("COMBO", next(iter(choices)), tuple(choices), choices)
+
+
+def bucket(aspect_ratio: str) -> dict[str, Input]:
+    return {"aspect_ratio": Input("COMBO", aspect_ratio, OFFICIAL_RATIOS)}
+
+
+SIZE = choice(
+    image_768res=bucket("1:1"),
+    image_512res=bucket("1:1"),
+    video_480p=bucket("16:9"),
+    video_360p=bucket("16:9"),
+    megapixels={"aspect_ratio": Input("COMBO", "1:1", RATIOS), "megapixels": Input("FLOAT", 0.6)},
+    custom={"width": Input("INT", 768), "height": Input("INT", 768)},
+)
+CODEC = {"codec": Input("COMBO", "auto", ("auto", "h264"))}
 
 NODES: dict[str, Node] = {
     "LoadLance": Node(
@@ -376,11 +484,15 @@ NODES: dict[str, Node] = {
             "model": Input("MODEL"),
             "question": TEXT,
             "max_new_tokens": Input("INT", 256),
-            "sampling": Input("COMBO", "off", ("off", "on")),
-            "sampling.temperature": Input("FLOAT", 0.7),
-            "sampling.top_p": Input("FLOAT", 0.9),
-            "sampling.top_k": Input("INT", 0),
-            "sampling.seed": Input("INT", 0),
+            "sampling": choice(
+                off={},
+                on={
+                    "temperature": Input("FLOAT", 0.7),
+                    "top_p": Input("FLOAT", 0.9),
+                    "top_k": Input("INT", 0),
+                    "seed": Input("INT", 0),
+                },
+            ),
             "semantic": Input("LANCE_SEMANTIC", None),
             "semantic_2": Input("LANCE_SEMANTIC", None),
             "system": Input("STRING", ""),
@@ -392,8 +504,7 @@ NODES: dict[str, Node] = {
         {
             "model": Input("MODEL"),
             "prompt": TEXT,
-            "width": Input("INT"),
-            "height": Input("INT"),
+            "size": SIZE,
             "frames": Input("INT", 1),
             **SAMPLING,
             "first_frame": Input("LATENT", None),
@@ -415,8 +526,24 @@ NODES: dict[str, Node] = {
         ("LATENT",),
         edit,
     ),
+    "LanceGuidance": Node(
+        {
+            "model": Input("MODEL"),
+            "guidance_start": Input("FLOAT", Sampling.interval[0]),
+            "guidance_end": Input("FLOAT", Sampling.interval[1]),
+            "renorm": Input("COMBO", Sampling.renorm, RENORMS),
+            "renorm_min": Input("FLOAT", Sampling.renorm_min),
+        },
+        ("MODEL",),
+        set_guidance,
+    ),
     "DecodeVideo": Node(
-        {"vae": Input("VAE"), "latent": Input("LATENT"), "fps": Input("FLOAT", float(VIDEO_FPS))},
+        {
+            "vae": Input("VAE"),
+            "latent": Input("LATENT"),
+            "fps": Input("FLOAT", float(VIDEO_FPS)),
+            "source": Input("VIDEO", None),
+        },
         ("IMAGE", "VIDEO"),
         decode_video,
     ),
@@ -451,9 +578,8 @@ NODES: dict[str, Node] = {
         {
             "video": Input("VIDEO"),
             "filename_prefix": Input("STRING", "video/ComfyUI"),
-            "format": Input("COMBO", "auto", ("auto", "mp4")),
-            "format.codec": Input("COMBO", "auto", ("auto", "h264")),
-            "codec": Input("COMBO", "auto", ("auto", "h264")),
+            "format": choice(auto=CODEC, mp4=CODEC),
+            **CODEC,
         },
         ("VIDEO",),
         save_video,

@@ -16,5 +16,5 @@ run() {
 }
 run understand_then_edit --set EncodeSemantic.resolution=image_256res --set EncodeLatent.resolution=image_256res \
     --set LanceEdit.steps=8
-run text_to_video --set LanceGenerate.width=128 --set LanceGenerate.height=80 --set LanceGenerate.frames=17 \
-    --set LanceGenerate.steps=8
+run text_to_video --set LanceGenerate.size=custom --set LanceGenerate.size.width=128 \
+    --set LanceGenerate.size.height=80 --set LanceGenerate.frames=17 --set LanceGenerate.steps=8

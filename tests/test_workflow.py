@@ -50,10 +50,11 @@ def node(class_type: str, title: str | None = None, **inputs) -> dict:
 
 
 def text_to_image(**settings) -> dict:
-    settings = {"prompt": "a fox", "width": 48, "height": 32, "frames": 1, "steps": 2, "seed": 3, **settings}
+    size = {"size": "custom", "size.width": 48, "size.height": 32}
+    settings = {"prompt": "a fox", **size, "frames": 1, "steps": 2, "seed": 3, **settings}
     return {
         "1": node("LoadLance", checkpoint="tiny", weight_dtype="fp32"),
-        "2": node("LanceGenerate", model=["1", 0], **settings),
+        "2": node("LanceGenerate", **{"model": ["1", 0], **settings}),
         "3": node("DecodeVideo", vae=["1", 1], latent=["2", 0], fps=12.0),
         "4": node("SaveImage", images=["3", 0], filename_prefix="lance/image"),
     }
@@ -184,7 +185,7 @@ def test_core_vae_nodes_work_on_our_vae(run, shop):
 
 
 def test_a_first_frame_stays_and_steps_are_reported_once(run, shop):
-    workflow = text_to_image(frames=5, first_frame=["6", 0], width=SIDE, height=SIDE) | {
+    workflow = text_to_image(frames=5, first_frame=["6", 0]) | {
         "4": node("SaveVideo", video=["3", 1], filename_prefix="clip", format="auto"),
         "5": node("LoadImage", image="picture.png"),
         "6": node("EncodeLatent", vae=["1", 1], media=["5", 0], resolution="native"),
@@ -275,7 +276,9 @@ def test_set_finds_the_node(target):
         ("2.prompt=7", "prompt", "7"),
         ('2.prompt="quoted\\n"', "prompt", "quoted\n"),
         ("2.prompt=[1, 2", "prompt", "[1, 2"),
-        ("2.renorm=none", "renorm", "none"),
+        ("2.size=video_360p", "size", "video_360p"),
+        ("2.size.width=64", "size.width", 64),
+        ("2.size.megapixels=1", "size.megapixels", 1.0),
         ('2.first_frame=["6", 0]', "first_frame", ["6", 0]),
         ('2.steps=["8", 0]', "steps", ["8", 0]),
     ],
@@ -300,7 +303,8 @@ def test_set_reaches_dotted_inputs():
         ("2.steps=1.5", ["'steps'", "1.5"]),
         ("2.steps=true", ["'steps'", "True"]),
         ("2.guidance=high", ["'guidance'", "a number"]),
-        ("2.renorm=local", ["'renorm'", "'local'", "global, channel, none"]),
+        ("2.size=huge", ["'size'", "'huge'", "image_768res", "custom"]),
+        ("2.size.depth=3", ["node 2 (LanceGenerate)", "'size.depth'", "size.aspect_ratio", "size.width"]),
         ("2.model=tiny", ["'model'", "MODEL", "link"]),
         ("2.steps=1" + "0" * 400, ["'steps'", "whole number"]),
     ],
@@ -319,7 +323,7 @@ def test_a_cycle_is_named(run):
     workflow["1"] = node("StringReplace", string=["3", 0], find="a", replace="b")
     refused(run, workflow, "cycle", "node 1 (StringReplace)", "node 3 (StringConcatenate)")
     workflow["1"] = node("PrimitiveString", value=["1", 0])
-    refused(run, workflow, "cycle", "node 1 (PrimitiveString) → node 1")
+    refused(run, workflow, "cycle", "node 1 (PrimitiveString) -> node 1")
 
 
 def test_a_long_chain_is_no_cycle(run):
@@ -395,7 +399,9 @@ def test_a_checkpoint_may_be_a_path(run):
 
 
 def test_the_stages_errors_name_the_node(run, tmp_path):
-    refused(run, text_to_image(width=50), "node 2 (LanceGenerate)", "width is 50")
+    refused(run, text_to_image(**{"size.width": 50}), "node 2 (LanceGenerate)", "width is 50")
+    refused(run, text_to_image(**{"size.width": -16}, batch_size=2), "node 2 (LanceGenerate)", "width is -16")
+    refused(run, text_to_image(batch_size=0), "node 2 (LanceGenerate)", "batch_size is 0")
     refused(run, text_to_image(guidance=float("nan")), "node 2 (LanceGenerate)", "guidance")
     assert not (tmp_path / "output").exists()
 
@@ -415,9 +421,70 @@ def test_sampled_answers_follow_the_seed(run):
     assert answer("2.sampling=off", hot) == answer("2.sampling=off")
 
 
+def size_of_the_picture(run, workflow, *overrides):
+    with Image.open(run(workflow, "2.steps=1", *overrides)[0].files[0]) as image:
+        return image.size
+
+
+def test_sizes_are_set_by_hand_by_megapixels_and_by_official_bucket(run):
+    """What a chosen size does not have is passed over, what it lacks takes that choice's default."""
+    by_hand = ("2.size=custom", "2.size.width=64", "2.size.height=80")
+    assert size_of_the_picture(run, text_to_image(), *by_hand) == (64, 80)
+    small = ("2.size=megapixels", "2.size.megapixels=0.06")
+    assert size_of_the_picture(run, text_to_image(), *small) == (240, 240)
+    assert size_of_the_picture(run, text_to_image(), *small, "2.size.aspect_ratio=2:3") == (192, 304)
+    stray = text_to_image(**{"size": "image_512res", "size.width": "wide", "size.megapixels": ["77", 0]})
+    assert size_of_the_picture(run, stray) == (512, 512)
+    assert size_of_the_picture(run, stray, "2.size.aspect_ratio=9:16") == (384, 688)
+    assert size_of_the_picture(run, text_to_image(size="video_360p")) == (624, 352)
+    refused(run, text_to_image(**{"size": "image_512res", "size.aspect_ratio": "3:2"}), "'size.aspect_ratio'", "'3:2'")
+    linked = text_to_image(size=["6", 4]) | {
+        "5": node("LoadVideo", file="clips/clip.mp4"),
+        "6": node("GetVideoComponents", video=["5", 0]),
+    }
+    refused(run, linked, "node 2 (LanceGenerate)", "'size'", "give text")
+
+
+def test_a_size_may_be_left_out(run):
+    workflow = text_to_image()
+    workflow["2"]["inputs"] = {k: v for k, v in workflow["2"]["inputs"].items() if not k.startswith("size")}
+    assert size_of_the_picture(run, workflow, "2.size=megapixels", "2.size.megapixels=0.01") == (96, 96)
+
+
+def test_a_batch_is_painted_from_one_generator(run, shop):
+    """As ComfyUI's samplers do."""
+    lance = load_lance(shop / "models" / "lance" / "tiny", device="cpu", dtype="fp32")
+    noise = torch.randn(3, 48, 1, 2, 3, generator=torch.Generator().manual_seed(3))
+    expected = decode_video(lance, generate(lance, "a fox", width=48, height=32, steps=2, noise=noise))
+    files = run(text_to_image(batch_size=3))[0].files
+    assert len(files) == 3
+    for path, picture in zip(files, expected):
+        with Image.open(path) as image:
+            pixels = torch.tensor(list(image.tobytes())).view(32, 48, 3)
+        assert (pixels / 255 - picture).abs().max() <= 0.51 / 255
+
+
+def test_edits_come_in_batches_too(run):
+    pictures = [result for result in run(understand_then_edit(), "LanceEdit.batch_size=2") if result.files]
+    assert len(pictures[0].files) == 2
+
+
+def test_guidance_is_attached_to_the_model(run, shop):
+    settings = {"guidance_start": 0.0, "guidance_end": 0.9, "renorm": "none"}
+    workflow = text_to_image(model=["5", 0]) | {"5": node("LanceGuidance", model=["1", 0], **settings)}
+    lance = load_lance(shop / "models" / "lance" / "tiny", device="cpu", dtype="fp32")
+    options = {"guidance_interval": (0.0, 0.9), "renorm": "none"}
+    expected = decode_video(lance, generate(lance, "a fox", width=48, height=32, steps=2, seed=3, **options))
+    with Image.open(run(workflow)[0].files[0]) as image:
+        pixels = torch.tensor(list(image.tobytes())).view(1, 32, 48, 3)
+    assert (pixels / 255 - expected).abs().max() <= 0.51 / 255
+    plain = decode_video(lance, generate(lance, "a fox", width=48, height=32, steps=2, seed=3))
+    assert not torch.equal(plain, expected)
+
+
 @pytest.mark.parametrize("prefix", ["../../evil", "a" * 400 + "/b", "\ud800"])
 def test_a_bad_prefix_is_told_before_any_work(run, shop, prefix):
-    workflow = text_to_image(width=SIDE, height=SIDE)
+    workflow = text_to_image()
     (save,) = [one for one in workflow.values() if one["class_type"] == "SaveImage"]
     save["inputs"]["filename_prefix"] = prefix
     reports = []

@@ -1,15 +1,18 @@
-"""Writes `workflows/*.json` and `workflows/api/*.json`: `python -m tests.comfyui.build_workflows`."""
+"""Writes workflows/*.json, workflows/api/*.json and subgraphs/*.json: `python -m tests.comfyui.build_workflows`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .blueprint import blueprint
 from .workflow_graph import Graph, Node
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
+SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
 RELEASE = "https://huggingface.co/bytedance-research/Lance/resolve/main"
 IMAGE_MODEL, VIDEO_MODEL = "Lance_3B", "Lance_3B_Video"
 
@@ -26,6 +29,7 @@ OWN_FILE = (
     "Choose a {thing} of your own in *{node}*, or copy the example from the pack's `workflows/media` folder into"
     " `ComfyUI/input` and press **R**."
 )
+OFFICIAL = {"seed": 42, "steps": 30, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple"}
 SEED = "The same seed gives the same result; change it to see another one."
 
 
@@ -54,7 +58,8 @@ def text_to_image() -> Graph:
         note(
             "Text to image",
             "Write what you want to see in *prompt* and press **Run**.",
-            f"Width and height are multiples of 16; 768 x 768 is what the model knows best. {SEED}",
+            "*size* offers the sizes that the model was trained with, each in six aspect ratios; *image_768res* is"
+            f" what it knows best, *megapixels* and *custom* take any other. {SEED}",
         )
     )
     lance = load_lance(graph, IMAGE_MODEL)
@@ -69,12 +74,12 @@ def text_to_video() -> Graph:
             "Text to video",
             "Write what should happen in *prompt* and press **Run**.",
             "*frames* is a multiple of 4 plus 1, at 12 frames a second: 49 is four seconds, 121 the longest. "
-            f"A smaller size such as 640 x 352 is much faster. {SEED}",
+            f"The smaller *size* video_360p is much faster. {SEED}",
         )
     )
     lance = load_lance(graph, VIDEO_MODEL)
     prompt = "A red paper boat drifts across a calm pond at sunrise while mist rises from the water."
-    clip = graph.add("LanceGenerate", model=lance[0], prompt=prompt, width=848, height=480, frames=49)
+    clip = graph.add("LanceGenerate", model=lance[0], prompt=prompt, size="video_480p", frames=49)
     save_video(graph, lance, clip)
     return graph
 
@@ -84,7 +89,7 @@ def image_to_video() -> Graph:
         note(
             "Image to video",
             "The picture becomes the first frame; *prompt* says what happens next. "
-            "The clip has the size at which *Encode Latent* reads the picture, whatever *width* and *height* say.",
+            "The clip has the size at which *Encode Latent* reads the picture, whatever *size* says.",
             OWN_PICTURE,
         )
     )
@@ -95,8 +100,7 @@ def image_to_video() -> Graph:
         "LanceGenerate",
         model=lance[0],
         prompt="The camera moves slowly closer while day turns into night.",
-        width=640,
-        height=640,
+        size="video_480p",
         frames=49,
         first_frame=first_frame[0],
     )
@@ -237,6 +241,149 @@ def understand_then_edit() -> Graph:
     return graph
 
 
+def ksampler() -> Graph:
+    graph = Graph(
+        note(
+            "KSampler",
+            "Lance as any other model of ComfyUI: *Lance Conditioning* reads the words, *KSampler* paints, "
+            "*VAE Decode* shows. Samplers, schedulers, LoRAs and latent nodes of other packs fit in between.",
+            "Euler, *simple*, 30 steps and a cfg of 4 are the official settings. An empty *negative_prompt* is what "
+            f"the model was trained with. {SEED}",
+        )
+    )
+    lance = load_lance(graph, IMAGE_MODEL)
+    prompt = "A lighthouse on a cliff in a storm, waves breaking, its light cutting through the rain."
+    words = graph.add("LanceConditioning", model=lance[0], prompt=prompt)
+    empty = graph.add("EmptyLatentImage", width=768, height=768)
+    painted = graph.add(
+        "KSampler", model=lance[0], positive=words[0], negative=words[1], latent_image=empty[0], **OFFICIAL
+    )
+    decoded = graph.add("VAEDecode", samples=painted[0], vae=lance[1])
+    graph.add("SaveImage", images=decoded[0])
+    return graph
+
+
+def inpaint() -> Graph:
+    graph = Graph(
+        note(
+            "Paint a part of an image anew",
+            "Only the white part of the mask changes. *prompt* describes the whole picture as it shall be, "
+            "not only the part.",
+            "To draw a mask by hand, open the menu of *Load Image*, choose **Open in MaskEditor**, and link its MASK "
+            "to *Set Latent Noise Mask* in the place of the rectangle.",
+            OWN_PICTURE,
+        )
+    )
+    lance = load_lance(graph, IMAGE_MODEL)
+    picture = graph.add("LoadImage")
+    latent = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
+    where = "Decide where"
+    keep = graph.add("SolidMask", stage=where, title="Keep everything", value=0.0, width=768, height=768)
+    change = graph.add("SolidMask", stage=where, title="Change this much", value=1.0, width=272, height=368)
+    mask = graph.add(
+        "MaskComposite",
+        stage=where,
+        title="Change it here",
+        destination=keep[0],
+        source=change[0],
+        x=240,
+        y=304,
+        operation="add",
+    )
+    graph.add("MaskPreview", stage=where, mask=mask[0])
+    words = graph.add(
+        "LanceConditioning",
+        stage="Decide what",
+        model=lance[0],
+        prompt="A child's drawing of a blonde girl in a blue dress with white dots, green hill, blue sky.",
+    )
+    masked = graph.add("SetLatentNoiseMask", stage="Decide what", samples=latent[0], mask=mask[0])
+    painted = graph.add(
+        "KSampler", model=lance[0], positive=words[0], negative=words[1], latent_image=masked[0], **OFFICIAL
+    )
+    save_image(graph, lance, painted)
+    return graph
+
+
+def describe_and_regenerate() -> Graph:
+    graph = Graph(
+        note(
+            "Generate, describe, generate again",
+            "One model paints a picture, looks at what it painted, describes it in words, and paints again from its "
+            "own words. What the second picture has kept is what the words could hold.",
+            f"Put *Load Image* in the place of the first picture to have one of your own retold. {SEED}",
+        )
+    )
+    lance = load_lance(graph, IMAGE_MODEL)
+    prompt = "A small bakery on a street corner in the rain at dusk, warm light in the windows."
+    first = graph.add("LanceGenerate", stage="Paint first", model=lance[0], prompt=prompt)
+    picture = graph.add("DecodeVideo", stage="Paint first", vae=lance[1], latent=first[0])
+    semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
+    graph.add("PreviewImage", stage="Look", images=picture[0])
+    words = graph.add(
+        "LanceUnderstand",
+        model=lance[0],
+        question="Describe this picture in detail in one paragraph: subject, place, light, colours and style.",
+        semantic=semantic[0],
+    )
+    graph.add("PreviewAny", source=words[0])
+    again = graph.add("LanceGenerate", stage="Paint again", model=lance[0], prompt=words[0])
+    save_image(graph, lance, again)
+    return graph
+
+
+def image_to_video_from_generated() -> Graph:
+    graph = Graph(
+        note(
+            "Paint a picture, then set it in motion",
+            "The first prompt paints a picture, the second says what happens next. *Encode Latent* turns the picture "
+            "into the first frame, and the clip has its size.",
+            f"To try several beginnings, change the first *seed*; to try several motions, the second. {SEED}",
+        )
+    )
+    lance = load_lance(graph, VIDEO_MODEL)
+    still = graph.add(
+        "LanceGenerate",
+        stage="Paint a picture",
+        model=lance[0],
+        prompt="A paper lantern on a wooden table beside an open window, evening light.",
+        size="video_480p",
+    )
+    picture = graph.add(
+        "DecodeVideo", stage="Paint a picture", title="Decode the picture", vae=lance[1], latent=still[0]
+    )
+    first_frame = graph.add("EncodeLatent", vae=lance[1], media=picture[0], resolution="video_480p")
+    graph.add("PreviewImage", stage="Look", images=picture[0])
+    clip = graph.add(
+        "LanceGenerate",
+        stage="Paint a clip",
+        model=lance[0],
+        prompt="The lantern sways in the wind, its flame flickers, the curtain moves.",
+        size="video_480p",
+        frames=49,
+        first_frame=first_frame[0],
+    )
+    save_video(graph, lance, clip)
+    return graph
+
+
+def batch_of_four() -> Graph:
+    graph = Graph(
+        note(
+            "Four at once",
+            "*batch_size* (among the advanced inputs) paints four pictures of the same words with different noise, "
+            "to choose from. Click one of the four to see it larger.",
+            f"Four need four times the time, and some more memory. {SEED}",
+        )
+    )
+    lance = load_lance(graph, IMAGE_MODEL)
+    prompt = "A cat asleep on a pile of old books, soft window light, oil painting."
+    four = graph.add("LanceGenerate", model=lance[0], prompt=prompt, size="image_512res", batch_size=4)
+    decoded = graph.add("DecodeVideo", vae=lance[1], latent=four[0])
+    graph.add("PreviewImage", images=decoded[0])
+    return graph
+
+
 GRAPHS: tuple[Callable[[], Graph], ...] = (
     text_to_image,
     text_to_video,
@@ -247,6 +394,81 @@ GRAPHS: tuple[Callable[[], Graph], ...] = (
     ask_image,
     ask_video,
     understand_then_edit,
+    ksampler,
+    inpaint,
+    describe_and_regenerate,
+    image_to_video_from_generated,
+    batch_of_four,
+)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A blueprint: the graph it wraps, its place in the node library, and the widgets that it shows."""
+
+    graph: Callable[[], Graph]
+    name: str
+    category: str
+    description: str
+    widgets: tuple[tuple[str, str], ...]
+
+
+def painted_by(node: str, *widgets: str) -> tuple[tuple[str, str], ...]:
+    return (*((node, widget) for widget in (*widgets, "seed", "steps")), ("LoadLance", "checkpoint"))
+
+
+ASKED = (("LanceUnderstand", "question"), ("LanceUnderstand", "max_new_tokens"), ("LoadLance", "checkpoint"))
+IMAGE_TOOLS, VIDEO_TOOLS = "Image generation and editing", "Video generation and editing"
+BLUEPRINTS = (
+    Offer(
+        text_to_image,
+        "Text to Image (Lance)",
+        f"{IMAGE_TOOLS}/Text to image",
+        "Paints a picture from words.",
+        painted_by("LanceGenerate", "prompt", "size.aspect_ratio"),
+    ),
+    Offer(
+        text_to_video,
+        "Text to Video (Lance)",
+        f"{VIDEO_TOOLS}/Text to video",
+        "Paints a clip from words.",
+        painted_by("LanceGenerate", "prompt", "size.aspect_ratio", "frames"),
+    ),
+    Offer(
+        image_to_video,
+        "Image to Video (Lance)",
+        f"{VIDEO_TOOLS}/Image to video",
+        "Paints a clip that begins with a picture.",
+        painted_by("LanceGenerate", "prompt", "frames"),
+    ),
+    Offer(
+        image_edit,
+        "Image Edit (Lance)",
+        f"{IMAGE_TOOLS}/Edit image",
+        "Changes a picture by an instruction.",
+        painted_by("LanceEdit", "instruction"),
+    ),
+    Offer(
+        video_edit,
+        "Video Edit (Lance)",
+        f"{VIDEO_TOOLS}/Video Edit",
+        "Changes a clip by an instruction.",
+        painted_by("LanceEdit", "instruction"),
+    ),
+    Offer(
+        ask_image,
+        "Ask about an Image (Lance)",
+        "Text Tools",
+        "Answers a question about a picture.",
+        ASKED,
+    ),
+    Offer(
+        ask_video,
+        "Ask about a Video (Lance)",
+        "Text Tools",
+        "Answers a question about a clip.",
+        ASKED,
+    ),
 )
 
 
@@ -257,10 +479,21 @@ def documents() -> dict[Path, dict[str, Any]]:
     return editor | {Path("api", f"{name}.json"): graph.api() for name, graph in made.items()}
 
 
+def blueprints() -> dict[Path, dict[str, Any]]:
+    """Every blueprint file: its path below `subgraphs/` and its content."""
+    return {
+        Path(f"{offer.name}.json"): blueprint(
+            offer.graph(), offer.name, offer.category, offer.description, offer.widgets
+        )
+        for offer in BLUEPRINTS
+    }
+
+
 def main() -> None:
-    for path, document in documents().items():
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        (WORKFLOWS / path).write_text(text, encoding="utf-8")
+    for folder, files in ((WORKFLOWS, documents()), (SUBGRAPHS, blueprints())):
+        for path, document in files.items():
+            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+            (folder / path).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

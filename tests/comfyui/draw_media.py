@@ -96,7 +96,26 @@ def thumbnails() -> dict[str, Image.Image]:
         "ask_image": halves(red, question),
         "ask_video": halves(rolling, question),
         "understand_then_edit": halves(stacked(red, question), green),
+        "ksampler": rows(halves(words, noise(size)), red),
+        "inpaint": halves(masked(red), apple(table(size), 0.5, YELLOW)),
+        "describe_and_regenerate": halves(stacked(red, words), apple(table(size), 0.45, RED)),
+        "image_to_video_from_generated": halves(stacked(words, ball(400, 400, 0.1)), rolling),
+        "batch_of_four": rows(halves(red, blue), halves(green, apple(table(size), 0.5, YELLOW))),
     }
+
+
+def noise(size: int) -> Image.Image:
+    """Coarse coloured noise, `size` pixels square."""
+    grains = np.random.default_rng(0).integers(40, 230, (24, 24, 3), dtype=np.uint8)
+    return Image.fromarray(grains).resize((size, size), Image.Resampling.NEAREST)
+
+
+def masked(picture: Image.Image) -> Image.Image:
+    """The picture with a veil over its middle."""
+    mask = Image.new("L", picture.size, 0)
+    w, h = picture.size
+    ImageDraw.Draw(mask).rectangle((w * 0.29, h * 0.29, w * 0.71, h * 0.8), fill=190)
+    return Image.composite(Image.new("RGB", picture.size, "white"), picture, mask)
 
 
 def lettering(text: str, size: int) -> Image.Image:

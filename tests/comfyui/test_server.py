@@ -14,9 +14,9 @@ from PIL import Image
 
 from .build_workflows import GRAPHS, WORKFLOWS
 from .server import ComfyServer, ExecutionFailed, InvalidPrompt, Prompt, Run
-from .workflow_graph import RESOLUTIONS, SPECS, Socket, Spec
+from .workflow_graph import PACK, RESOLUTIONS, SPECS, Socket, Spec
 
-OURS = {name: spec for name, spec in SPECS.items() if spec.pack == "lance"}
+OURS = {name: spec for name, spec in SPECS.items() if spec.pack == PACK}
 WIDTH, HEIGHT, FRAMES, STEPS = 64, 48, 5, 2
 
 
@@ -28,17 +28,22 @@ def small(prompt: Prompt, **changes: object) -> Prompt:
     """The graph with small sizes, few steps and short answers, and further changes of inputs by name."""
     video = any(node["class_type"] in ("LoadVideo", "SaveVideo") for node in prompt.values())
     values = {
-        "width": WIDTH,
-        "height": HEIGHT,
         "steps": STEPS,
         "max_new_tokens": 6,
         "resolution": "video_192p" if video else "image_256res",
-        **({"frames": FRAMES} if video else {}),
         **changes,
     }
     prompt = copy.deepcopy(prompt)
     for node in prompt.values():
-        node["inputs"].update({name: value for name, value in values.items() if name in node["inputs"]})
+        inputs = node["inputs"]
+        if node["class_type"] == "EmptyLatentImage":
+            inputs |= {"width": WIDTH, "height": HEIGHT}
+        if "size" in inputs:
+            inputs.pop("size.aspect_ratio", None)
+            inputs |= {"size": "custom", "size.width": WIDTH, "size.height": HEIGHT}
+        if inputs.get("frames", 1) > 1:
+            inputs["frames"] = FRAMES
+        inputs.update({name: value for name, value in values.items() if name in inputs})
     return prompt
 
 
@@ -155,9 +160,13 @@ PICTURES = {
     "image_edit": (256, 256),
     "two_reference_edit": (256, 256),
     "understand_then_edit": (256, 256),
+    "ksampler": (WIDTH, HEIGHT),
+    "inpaint": (256, 256),
+    "describe_and_regenerate": (WIDTH, HEIGHT),
 }
-CLIPS = {"text_to_video": FRAMES, "image_to_video": FRAMES, "video_edit": 17}
-ANSWERS = ("ask_image", "ask_video", "understand_then_edit")
+CLIPS = {"text_to_video": FRAMES, "image_to_video": FRAMES, "video_edit": 17, "image_to_video_from_generated": FRAMES}
+ANSWERS = ("ask_image", "ask_video", "understand_then_edit", "describe_and_regenerate")
+BATCHES = {"batch_of_four": 4}
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +183,7 @@ def runs(server):
 
 
 def test_every_workflow_is_run_here():
-    assert {*PICTURES, *CLIPS, *ANSWERS} == {graph.__name__ for graph in GRAPHS}
+    assert {*PICTURES, *CLIPS, *ANSWERS, *BATCHES} == {graph.__name__ for graph in GRAPHS}
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -197,6 +206,16 @@ def test_a_workflow_makes_a_clip(server, runs, name):
         assert frames[0].shape == (HEIGHT, WIDTH, 3)
 
 
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_workflow_shows_a_batch_of_different_pictures(server, runs, name):
+    pictures = []
+    for path in server.output_files(runs(name)):
+        with Image.open(path) as picture:
+            assert picture.size == (WIDTH, HEIGHT)
+            pictures.append(picture.tobytes())
+    assert len(set(pictures)) == len(pictures) == BATCHES[name]
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_workflow_shows_an_answer(runs, name):
     text = shown_text(runs(name))
@@ -212,22 +231,6 @@ def test_the_answer_is_the_instruction(server, runs):
     other = server.run(small(read("understand_then_edit"), question=question))
     with Image.open(base) as before, Image.open(file_of(server, other, ".png")) as after:
         assert before.tobytes() != after.tobytes()
-
-
-def test_a_sampler_is_told_what_to_use_instead(server):
-    prompt = {
-        "1": {"class_type": "LoadLance", "inputs": {"checkpoint": "Lance_3B", "weight_dtype": "default"}},
-        "2": {
-            "class_type": "BasicScheduler",
-            "inputs": {"model": ["1", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0},
-        },
-        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
-    }
-    with pytest.raises(ExecutionFailed) as caught:
-        server.run(prompt)
-    assert caught.value.message == (
-        "samplers cannot drive Lance yet: use Lance Generate or Lance Edit in the place of KSampler."
-    )
 
 
 def test_progress_and_cache(server):
@@ -348,7 +351,7 @@ def test_a_truncated_checkpoint(server):
 @pytest.mark.parametrize(
     ("workflow", "changes", "node_type", "words"),
     [
-        ("text_to_image", {"width": 72}, "LanceGenerate", "16"),
+        ("text_to_image", {"size.width": 72}, "LanceGenerate", "16"),
         ("ask_image", {"question": "  "}, "LanceUnderstand", "question"),
     ],
 )
@@ -359,7 +362,7 @@ def test_a_wrong_value_gets_a_sentence(server, workflow, changes, node_type, wor
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"frames": 125}, {"frames": 0}, {"width": 8}, {"guidance": -1.0}, {"shift": 0.0}]
+    "changes", [{"steps": 0}, {"frames": 125}, {"frames": 0}, {"size.width": 8}, {"guidance": -1.0}, {"shift": 0.0}]
 )
 def test_a_value_out_of_its_range_is_refused(server, changes):
     message = refusal(server, small(read("text_to_image"), **changes), "LanceGenerate")
