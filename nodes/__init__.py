@@ -12,6 +12,7 @@ from .load import LoadLance, register_folder
 from .lora import LanceLora
 from .paint import LanceEdit, LanceGenerate
 from .sampling import LanceGuidance, LanceSigmas
+from .status import register_routes
 from .understand import LanceUnderstand
 
 
@@ -19,6 +20,7 @@ class LanceExtension(ComfyExtension):
     @override
     async def on_load(self) -> None:
         register_folder()
+        register_routes()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -1,0 +1,78 @@
+"""What the server tells Load Lance's lines in the editor."""
+
+from __future__ import annotations
+
+import shutil
+from math import prod
+from urllib.error import HTTPError
+from urllib.parse import urlencode
+
+import pytest
+
+from lance_core.checkpoint import read_contents
+from lance_core.layout import find_checkpoint
+
+
+def status(server, name: str, weight_dtype: str = "default") -> dict:
+    return server.get(f"/lance/checkpoint?{urlencode({'name': name, 'weight_dtype': weight_dtype})}")
+
+
+@pytest.fixture
+def checkpoint(server, tiny_checkpoint):
+    """A folder of models/lance that a test may spoil, named as nothing in the release."""
+    folder = server.folder / "models/lance/spoiled"
+    shutil.copytree(tiny_checkpoint, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("weight_dtype, size", [("bf16", 2), ("fp32", 4)])
+def test_it_counts_the_bytes_of_every_part(server, tiny_checkpoint, weight_dtype, size):
+    contents = read_contents(find_checkpoint(tiny_checkpoint))
+    expected = {
+        part: sum(prod(stored.shape) for stored in tensors.values())
+        for part, tensors in (("model", contents.language), ("vision", contents.vision), ("vae", contents.vae))
+    }
+    told = status(server, "Lance_3B", weight_dtype)
+    assert (told["offered"], told["missing"], told["problems"]) == (True, [], [])
+    assert told["needs"] == {
+        "dtype": weight_dtype,
+        "model": size * expected["model"],
+        "vision": size * expected["vision"],
+        "vae": 4 * expected["vae"],  # core computes it in fp32 on a CPU
+    }
+    assert told["machine"]["vram"] is None
+    total, free = told["machine"]["ram"]
+    assert total == server.get("/system_stats")["system"]["ram_total"]
+    assert 0 < free < total
+
+
+def test_it_names_what_is_missing_and_where_it_belongs(server, checkpoint):
+    shutil.rmtree(checkpoint / "Qwen2.5-VL-ViT")
+    (checkpoint / "Lance_3B/tokenizer.json").unlink()
+    told = status(server, "spoiled/Lance_3B")
+    assert [(entry["file"], entry["folder"]) for entry in told["missing"]] == [
+        ("tokenizer.json", str(checkpoint / "Lance_3B")),
+        ("vit.safetensors", str(checkpoint / "Qwen2.5-VL-ViT")),
+    ]
+    assert told["problems"] == []
+
+
+def test_a_damaged_file_is_a_sentence(server, checkpoint):
+    (checkpoint / "Lance_3B/model.safetensors").write_bytes(b"no tensors")
+    told = status(server, "spoiled/Lance_3B")
+    assert told["missing"] == [] and told["needs"] is None
+    assert "model.safetensors cannot be read" in told["problems"][0]
+
+
+@pytest.mark.parametrize("name", ["", "none", "../lance/Lance_3B", "/etc", "Lance_3B/../Lance_3B"])
+def test_only_names_of_the_list_are_looked_for(server, name):
+    told = status(server, name)
+    assert not told["offered"] and told["needs"] is None and told["missing"] == told["problems"] == []
+    assert told["command"].endswith(told["folder"])
+
+
+def test_an_unknown_dtype_is_refused(server):
+    with pytest.raises(HTTPError) as refusal:
+        status(server, "Lance_3B", "fp8")
+    assert refusal.value.code == 400
