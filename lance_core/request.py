@@ -11,7 +11,7 @@ from .checks import check_grid, check_latent, check_text
 from .config import TextConfig
 from .errors import LanceError
 from .prompts import Kind, Task
-from .sequence import Block, Grid, Sequence, build, context_blocks, unconditional
+from .sequence import Block, Grid, Sequence, build, context_blocks, prefix_length, unconditional
 from .tokenizer import Tokenizer
 from .vae import normalize
 
@@ -87,9 +87,14 @@ class Request:
         check_length(sequence)
         return unconditional(sequence, config.tokens_per_second) if self.unconditional else sequence
 
-    def blocks(self, sequence: Sequence, device=None) -> list[Block]:
-        """The context of one of its sequences, for `LanceTransformer.prefill`."""
-        return context_blocks(sequence, *self.references(), device)
+    def blocks(self, sequence: Sequence, device=None) -> tuple[list[Block], list[Block]]:
+        """The context of one of its sequences, for `LanceTransformer.prefill`: before the words, and from them on.
+
+        The first part is the same with other words and without.
+        """
+        blocks = context_blocks(sequence, *self.references(), device)
+        words = prefix_length(sequence)
+        return blocks[:words], blocks[words:]
 
     def references(self) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings `[n, D]` and normalised latents `[48, T, h, w]`."""

@@ -33,9 +33,9 @@ from .errors import LanceError
 from .flow import Sampling
 from .request import Request, Semantic, check_length, check_widths
 from .resize import RESOLUTIONS, fit
-from .sequence import Grid, Sequence, build, context_blocks, prefix_length, unconditional, visual_first
+from .sequence import Grid, Sequence, build, context_blocks, unconditional, visual_first
 from .tokenizer import IM_END
-from .transformer import Context, NoiseBlock, latent_position_ids
+from .transformer import Context, NoiseBlock, latent_position_ids, latent_position_rows
 from .vae import WanVAE, denormalize, normalize
 from .vit import normalize_pixels
 
@@ -284,25 +284,28 @@ def branches(lance: Lance, request: Request, target: Grid, guided: bool) -> list
     sequences = [sequence]
     if guided:
         sequences.append(unconditional(sequence, lance.config.text.tokens_per_second))
-    prefix, result = None, []
-    for member in sequences:
-        blocks = request.blocks(member, lance.device)
-        shared = prefix_length(member) if guided else len(blocks)
-        if prefix is None:
-            prefix = lance.transformer.prefill(blocks[:shared], dtype=lance.dtype)
-        own = blocks[shared:]
-        context = lance.transformer.prefill(own, prefix, dtype=lance.dtype) if own else prefix
-        result.append(Branch(context, noise_block(lance, member)))
-    return result
+    rows = position_rows(lance, target)
+    prefill = partial(lance.transformer.prefill, dtype=lance.dtype)
+    parts = [request.blocks(member, lance.device) for member in sequences]
+    if guided:
+        shared = prefill(parts[0][0])
+        contexts = [prefill(own, shared) for _, own in parts]
+    else:
+        contexts = [prefill(before + own) for before, own in parts]
+    return [Branch(context, noise_block(lance, member, rows)) for context, member in zip(contexts, sequences)]
 
 
-def noise_block(lance: Lance, sequence: Sequence) -> NoiseBlock:
-    """The noise block of a sequence, in the dtype that the model computes in."""
+def position_rows(lance: Lance, target: Grid) -> Tensor:
+    """Rows of the latent position table for a target, `[N, D]` in the dtype that the model computes in."""
+    rows = latent_position_rows(latent_position_ids(*target), lance.config.text.hidden_size, lance.dtype)
+    return rows.to(lance.device)
+
+
+def noise_block(lance: Lance, sequence: Sequence, rows: Tensor) -> NoiseBlock:
+    """The noise block of a sequence; rows: `position_rows` of its target, the same for all branches."""
     (noise,) = sequence.find("noise")
     ids, positions = visual_first(sequence, noise)
-    return lance.transformer.noise_block(
-        ids.to(lance.device), positions.to(lance.device), latent_position_ids(*noise.grid), lance.dtype
-    )
+    return lance.transformer.noise_block(ids.to(lance.device), positions.to(lance.device), rows)
 
 
 def paint(

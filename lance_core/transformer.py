@@ -265,12 +265,18 @@ class LanceTransformer(nn.Module):
         return 2 * tokens * width * config.num_hidden_layers * (dtype or self.dtype).itemsize
 
     def working_memory(self, tokens: int, dtype: torch.dtype | None = None) -> int:
-        """Bytes of what lives at the same time in a layer for so many tokens, in whole samples.
+        """Bytes of what lives at the same time in a layer for so many tokens, all samples of a batch together.
 
-        The residual stream and its update; gate, up and their product in the MLP, beside which attention is small.
+        The residual streams around a layer and inside of it, and the norm's output; gate, up and their product in the
+        MLP, beside which attention is small.
         """
-        width = 2 * self.config.hidden_size + 3 * self.config.intermediate_size
+        width = 4 * self.config.hidden_size + 3 * self.config.intermediate_size
         return tokens * width * (dtype or self.dtype).itemsize
+
+    def noise_memory(self, tokens: int, dtype: torch.dtype | None = None) -> int:
+        """Bytes of the noise blocks of both branches for a target of so many tokens: position rows, and rotations."""
+        rows = self.config.hidden_size * (dtype or self.dtype).itemsize
+        return tokens * (rows + 2 * 2 * self.config.head_dim * torch.float32.itemsize)
 
     def rotary(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`rotary_table` of positions `[3, L]` with this model's sections, theta and rounding."""
@@ -294,16 +300,12 @@ class LanceTransformer(nn.Module):
             time = time.repeat_interleave(rows.shape[1] // t.shape[1], dim=1)
         return self.vae2llm(rows.to(dtype)) + time + position_rows
 
-    def noise_block(
-        self, boundary_ids: Tensor, positions: Tensor, latent_ids: Tensor, dtype: torch.dtype | None = None
-    ) -> NoiseBlock:
-        """Prepares a noise block, and with it the dtype that `denoise` computes in.
+    def noise_block(self, boundary_ids: Tensor, positions: Tensor, rows: Tensor) -> NoiseBlock:
+        """Prepares a noise block for `denoise`, which computes in the dtype of `rows`.
 
-        boundary_ids `[2]`, positions `[3, 2 + N]` boundaries first, latent_ids `[N]`.
+        boundary_ids `[2]`, positions `[3, 2 + N]` boundaries first, rows `[N, D]` of the latent position table.
         """
-        dtype = dtype or self.dtype
-        rows = latent_position_rows(latent_ids, self.config.hidden_size, dtype).to(positions.device)
-        return NoiseBlock(self.embed_text(boundary_ids, dtype), rows, *self.rotary(positions, dtype))
+        return NoiseBlock(self.embed_text(boundary_ids, rows.dtype), rows, *self.rotary(positions, rows.dtype))
 
     def prefill(
         self,

@@ -8,10 +8,11 @@ from typing_extensions import override
 from .conditioning import LanceConditioning
 from .decode import DecodeVideo
 from .encode import EncodeLatent, EncodeSemantic
+from .guidance import LanceGuidance
 from .load import LoadLance, register_folder
 from .lora import LanceLora
 from .paint import LanceEdit, LanceGenerate
-from .sampling import LanceGuidance, LanceSigmas
+from .sigmas import LanceSigmas
 from .status import register_routes
 from .understand import LanceUnderstand
 

@@ -6,9 +6,8 @@ import torch
 from comfy_api.latest import io
 
 from ..lance_core.request import Request, Semantic as SemanticEncoding
-from .diffusion import COND
+from .diffusion import COND, lance_of
 from .encode import Semantic
-from .model import lance_of
 
 TASKS = ["edit", "idip"]
 
@@ -94,6 +93,7 @@ class LanceConditioning(io.ComfyNode):
     ) -> io.NodeOutput:
         host = lance_of(model)
         positive = request_of_nodes(task, prompt, [semantic, semantic_2], [latent, latent_2])
-        host.context_tokens(positive)  # refuses here what does not fit this model, not on the sampler
         negative = positive.against(negative_prompt)
+        for request in (positive, negative):
+            host.context_tokens(request)  # refuses here what does not fit this model, not on the sampler
         return io.NodeOutput(conditioning(positive), conditioning(negative))

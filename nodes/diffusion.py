@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import comfy.conds
 import comfy.latent_formats
@@ -14,22 +13,23 @@ import comfy.model_sampling
 import comfy.patcher_extension
 import comfy.supported_models_base
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from einops import rearrange
 from torch import Tensor
 
 from ..lance_core.checkpoint import Lance
 from ..lance_core.checks import check_grid
-from ..lance_core.config import LATENT_CHANNELS, LanceConfig, TextConfig
+from ..lance_core.config import LanceConfig, TextConfig
 from ..lance_core.errors import LanceError
 from ..lance_core.flow import Sampling
 from ..lance_core.request import Request, kind_of
-from ..lance_core.sequence import Grid, prefix_length
-from ..lance_core.stages import Branch, noise_block
+from ..lance_core.sequence import Grid
+from ..lance_core.stages import Branch, noise_block, position_rows
 from ..lance_core.tokenizer import Tokenizer
-from ..lance_core.transformer import Context, LanceTransformer
+from ..lance_core.transformer import Context, LanceTransformer, NoiseBlock
 from .attention import attention
-from .contexts import Contexts, prefix_key, whole_key
+from .contexts import Contexts, Key, Weights, prefix_key, whole_key
 from .report import warnings_logged
 
 COND = "lance_request"  # where a conditioning carries its request
@@ -115,7 +115,8 @@ class LanceModel(comfy.model_base.BaseModel):
         self.config = config
         self.tokenizer = tokenizer
         self.contexts = Contexts()
-        self.branches: dict[tuple[int, Grid], Branch] = {}  # of the sampling under way
+        self.noise_blocks: dict[tuple[Key, Grid], NoiseBlock] = {}  # of the sampling under way
+        self.position_rows: dict[Grid, Tensor] = {}
 
     def lance(self, device: torch.device) -> Lance:
         """What `lance_core` calls a model: the decoder, computing on a device in the dtype that ComfyUI has chosen."""
@@ -125,7 +126,15 @@ class LanceModel(comfy.model_base.BaseModel):
                 f"ComfyUI is set to compute in {str(dtype).removeprefix('torch.')}, in which Lance overflows: start it"
                 " without --fp16-unet, or set ModelComputeDtype to bf16 or fp32."
             )
-        return Lance(self.config, self.diffusion_model, None, None, self.tokenizer, device, dtype)
+        return Lance(
+            config=self.config,
+            transformer=self.diffusion_model,
+            vision=None,
+            vae=None,
+            tokenizer=self.tokenizer,
+            device=device,
+            dtype=dtype,
+        )
 
     def extra_conds_shapes(self, **cond) -> dict[str, list[int]]:
         return {COND: [1, 1, self.context_tokens(request_of(cond))]}
@@ -144,78 +153,100 @@ class LanceModel(comfy.model_base.BaseModel):
         return request.sequence(self.tokenizer, self.config.text, SMALLEST).find("noise")[0].start
 
     def memory_required(self, input_shape, cond_shapes={}) -> int:
-        """Bytes beside the weights: one layer's tensors of one branch, and the contexts' keys and values."""
+        """Bytes beside the weights: of one layer of one branch, the noise blocks, the contexts' keys and values."""
         net, dtype = self.diffusion_model, self.get_dtype_inference()
         contexts = [shape[-1] for shape in cond_shapes.get(COND, ())]
         target = input_shape[0] * math.prod(input_shape[2:])
-        return net.working_memory(max(target, *contexts, 0), dtype) + net.context_memory(sum(contexts), dtype)
+        layer = net.working_memory(max(target, *contexts, 0), dtype)
+        return layer + net.noise_memory(math.prod(input_shape[2:]), dtype) + net.context_memory(sum(contexts), dtype)
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **_) -> Tensor:
         """What is not painted enters clean, at time 0, as the first frame of a clip does in the official code."""
         return latent_image
 
     def process_timestep(self, timestep: Tensor, x: Tensor, denoise_mask: Tensor | None = None, **_) -> Tensor:
-        """Times in 0..1, `[B]`, or `[B, N]` where a mask leaves rows as they are."""
-        t = timestep / self.model_sampling.multiplier
+        """Times in 0..1, `[B]`, or `[B, N]` where a mask leaves rows nearer to the clean latent."""
+        t = timestep / getattr(self.model_sampling, "multiplier", 1.0)
         if denoise_mask is None:
             return t
         return t[:, None] * denoise_mask[:, 0].flatten(1).float()
 
-    def _apply_model(self, x: Tensor, t: Tensor, *args, **kwargs) -> Tensor:
-        request = kwargs.pop(COND)
-        return super()._apply_model(x, t, *args, branch=self.branch(request, x), **kwargs)
+    def _apply_model(
+        self, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds
+    ) -> Tensor:
+        branch = self.branch(conds.pop(COND), x, transformer_options)
+        out = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, branch=branch, **conds)
+        mask = conds.get("denoise_mask")
+        if mask is None:
+            return out
+        # Core goes the way from time t to the clean latent, where a row that the mask leaves at m·t is nearer. Rows at
+        # time 0 keep it: the official renorm counts the velocities of a first frame.
+        mask = mask[:, :1].to(out)
+        return x - (x - out) * torch.where(mask > 0, mask, 1.0)
 
-    def branch(self, request: Request, x: Tensor) -> Branch:
+    def branch(self, request: Request, x: Tensor, transformer_options: dict) -> Branch:
         """The context and the noise block of a request whose target is x `[B, 48, T, h, w]`."""
         grid = tuple(x.shape[2:])
-        weights = self.weights_state()
-        key = (weights, whole_key(request, kind_of(grid)), grid)
-        if key not in self.branches:
-            with warnings_logged():
-                check_grid(*grid)
-            lance = self.lance(x.device)
-            sequence = request.sequence(self.tokenizer, self.config.text, grid)
-            blocks = request.blocks(sequence, lance.device)
-            shared = prefix_length(sequence)
-            prefill = partial(self.diffusion_model.prefill, dtype=lance.dtype)
+        kind, lance = kind_of(grid), self.lance(x.device)
+        sequence = cache(lambda: request.sequence(self.tokenizer, self.config.text, grid))  # for the first step alone
+        attend = partial(attention, transformer_options=transformer_options)
+        prefill = partial(self.diffusion_model.prefill, dtype=lance.dtype, attention=attend)
+        weights = self.weights(transformer_options)
 
-            def prefix() -> Context:
-                own = prefix_key(request, kind_of(grid))
-                return self.contexts.get(weights, own, request, lambda: prefill(blocks[:shared]))
+        def whole() -> Context:
+            before, own = request.blocks(sequence(), lance.device)
+            prefix = self.contexts.get(prefix_key(request, kind), weights, request, lambda: prefill(before))
+            return prefill(own, prefix)
 
-            context = self.contexts.get(weights, key[1], request, lambda: prefill(blocks[shared:], prefix()))
-            self.branches = {**self.branches, key: Branch(context, noise_block(lance, sequence))}
-        return self.branches[key]
+        key = whole_key(request, kind)
+        context = self.contexts.get(key, weights, request, whole)
+        if (key, grid) not in self.noise_blocks:
+            if grid not in self.position_rows:
+                with warnings_logged():
+                    check_grid(*grid)
+                self.position_rows[grid] = position_rows(lance, grid)
+            self.noise_blocks[key, grid] = noise_block(lance, sequence(), self.position_rows[grid])
+        return Branch(context, self.noise_blocks[key, grid])
 
-    def weights_state(self) -> Hashable:
-        """Equal as long as the weights are: their patches, and the hooks that change them from step to step."""
-        patcher = self.current_patcher
-        if patcher is None or patcher.current_hooks is None:
-            return None if patcher is None else patcher.patches_uuid
-        return patcher.patches_uuid, tuple((hook.hook_ref, hook.strength) for hook in patcher.current_hooks.hooks)
+    def weights(self, transformer_options: dict) -> Weights:
+        """What contexts depend on beside their requests: the patches, the hooks of this step, and the attention.
+
+        Core gives the patches a new identity in every sampling that has hooks, so those find nothing of the last one.
+        """
+        patcher: ModelPatcher = self.current_patcher
+        hooks = () if patcher.current_hooks is None else tuple(patcher.current_hooks.hooks)
+        strengths = tuple((getattr(hook, "strength_model", None), hook.strength) for hook in hooks)
+        override = transformer_options.get("optimized_attention_override")
+        return Weights(tuple(hook.hook_ref for hook in hooks), (patcher.patches_uuid, strengths, override))
 
     def end_sampling(self) -> None:
-        self.branches = {}
+        self.noise_blocks, self.position_rows = {}, {}
         self.contexts.end()
 
     def forget(self) -> None:
         """Gives back all memory beside the weights."""
-        self.branches = {}
+        self.noise_blocks, self.position_rows = {}, {}
         self.contexts.clear()
 
 
+def lance_of(model: ModelPatcher) -> LanceModel:
+    """The Lance on a MODEL wire; LanceError for other models."""
+    if not isinstance(model.model, LanceModel):
+        raise LanceError("the model on this wire is not Lance: connect the MODEL of Load Lance.")
+    return model.model
+
+
 def request_of(cond: dict) -> Request:
-    """The request that a conditioning carries; without its words where Conditioning Zero Out has been there."""
-    request = cond.get(COND)
-    if not isinstance(request, Request):
+    """The request that a conditioning carries; without its words where Conditioning Zero Out has been there.
+
+    Raises LanceError for other models' conditionings, and for two that were put one behind the other.
+    """
+    request, tensor = cond.get(COND), cond.get("cross_attn")
+    if not isinstance(request, Request) or tensor is None:
         raise LanceError("this conditioning is another model's: connect Lance Conditioning to the sampler.")
-    return request if torch.any(cond["cross_attn"]) else replace(request, unconditional=True)
-
-
-def check_latent_image(latent: Tensor) -> None:
-    """A LATENT that Lance can paint on."""
-    if latent.ndim != 5 or latent.shape[1] != LATENT_CHANNELS:
+    if tensor.shape[1] != 1:
         raise LanceError(
-            f"the LATENT on the sampler is {list(latent.shape)} where Lance paints [B, {LATENT_CHANNELS}, T, h, w]:"
-            " use Empty Latent Image, Wan22ImageToVideoLatent or Encode Latent."
+            "Lance reads one text, and cannot read what Conditioning (Concat) has joined: write both texts into one"
+            " Lance Conditioning, or use Conditioning (Combine)."
         )
+    return request if torch.any(tensor) else replace(request, unconditional=True)

@@ -9,8 +9,9 @@ from ..lance_core import stages
 from ..lance_core.config import TEMPORAL_COMPRESSION
 from ..lance_core.errors import LanceError
 from ..lance_core.resize import resolution_of
+from .diffusion import lance_of
 from .media import frames_of, media_input, resolution_input
-from .model import lance_of, with_vision
+from .model import with_vision
 from .report import warnings_logged
 from .vae import encode, require_vae
 

@@ -1,36 +1,27 @@
-"""What happens around the model in every sampling: guidance as the official code has it, exact masks, and its end."""
+"""Guidance as the official code has it, in every sampler: its interval, and the correction of its length."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy_api.latest import io
 from einops import rearrange
 from torch import Tensor
 
 from ..lance_core import flow
-from ..lance_core.flow import Sampling
-from .diffusion import check_latent_image
+from ..lance_core.flow import RENORMS, Sampling
+from .diffusion import lance_of
 
 OPTION = "lance"  # of transformer_options: a Sampling, whose interval and renorm count
 
 
-def attach(model: ModelPatcher) -> None:
-    """Makes every sampler treat this model as the official code does."""
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, OPTION, sample)
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, OPTION, predict)
-    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, OPTION, lambda patcher: patcher.model.end_sampling())
-    model.add_callback_with_key(CallbacksMP.ON_DETACH, OPTION, forget_unloaded)
-    model.set_model_sampler_post_cfg_function(renormalize)
+def attach_guidance(model: ModelPatcher) -> None:
+    """Makes samplers with two branches guide this model as the official code does."""
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, OPTION, calc_conds)
+    model.set_model_sampler_post_cfg_function(post_cfg)
     set_guidance(model, Sampling())
-
-
-def forget_unloaded(patcher: ModelPatcher, unloaded: bool) -> None:
-    """Core also detaches a patcher when a clone takes its place; the weights then stay where they are."""
-    if unloaded:
-        patcher.model.forget()
 
 
 def set_guidance(model: ModelPatcher, sampling: Sampling) -> None:
@@ -41,29 +32,7 @@ def guidance(model_options: dict[str, Any]) -> Sampling:
     return model_options["transformer_options"][OPTION]
 
 
-def sample(
-    executor: WrapperExecutor,
-    noise: Tensor,
-    latent_image: Tensor,
-    sampler: Any,
-    sigmas: Tensor,
-    denoise_mask: Tensor | None = None,
-    *args,
-    **kwargs,
-) -> Tensor:
-    """A whole sampling: what the mask leaves out stays as it is, bit for bit; a stopped one leaves nothing behind."""
-    check_latent_image(latent_image)
-    try:
-        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
-    except BaseException:
-        executor.class_obj.model_patcher.model.forget()
-        raise
-    if denoise_mask is None or sigmas[-1] > 0:
-        return samples
-    return torch.where(denoise_mask.to(samples) > 0, samples, latent_image.to(samples))
-
-
-def predict(
+def calc_conds(
     executor: WrapperExecutor, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> list[Tensor]:
     """Both branches, or outside of the guidance interval the conditional one alone, for both."""
@@ -75,7 +44,7 @@ def predict(
     return [out, out]
 
 
-def renormalize(args: dict[str, Any]) -> Tensor:
+def post_cfg(args: dict[str, Any]) -> Tensor:
     """The denoised latent, after guidance no longer a way from the noise than without."""
     x, cond = args["input"], args["cond_denoised"]
     if args["uncond"] is None or args["uncond_denoised"] is cond:
@@ -89,3 +58,62 @@ def renormalize(args: dict[str, Any]) -> Tensor:
     _, _, t, h, w = x.shape
     v = flow.renormalize(velocity(args["denoised"]), velocity(cond), settings.renorm, settings.renorm_min)
     return x - rearrange(v * sigma, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
+
+
+class LanceGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LanceGuidance",
+            display_name="Lance Guidance",
+            category="Lance",
+            description="Sets when guidance acts and how it is kept from burning the picture, for every sampler and for"
+            " Lance Generate and Lance Edit. Load Lance has the official settings already.",
+            search_aliases=["lance cfg", "guidance interval", "cfg renorm", "cfg rescale"],
+            inputs=[
+                io.Model.Input("model", tooltip="What is guided differently: the MODEL of Load Lance."),
+                io.Float.Input(
+                    "guidance_start",
+                    default=Sampling.interval[0],
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Lower guides longer and slower: below this time (1 is noise, 0 the picture) it is off.",
+                ),
+                io.Float.Input(
+                    "guidance_end",
+                    default=Sampling.interval[1],
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Lower leaves the first, noisiest steps unguided: above this time guidance is off.",
+                ),
+                io.Combo.Input(
+                    "renorm",
+                    options=list(RENORMS),
+                    default=Sampling.renorm,
+                    tooltip="Keeps strong guidance from burning the picture: over the whole of it, per token, or not"
+                    " at all.",
+                ),
+                io.Float.Input(
+                    "renorm_min",
+                    default=Sampling.renorm_min,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Higher lets guidance keep more of its strength; 1 switches the correction off.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, guidance_start: float, guidance_end: float, renorm: str, renorm_min: float
+    ) -> io.NodeOutput:
+        lance_of(model)
+        settings = Sampling(interval=(guidance_start, guidance_end), renorm=renorm, renorm_min=renorm_min)
+        model = model.clone()
+        set_guidance(model, settings)
+        return io.NodeOutput(model)

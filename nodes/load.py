@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
+from ..lance_core.errors import LanceError
 from ..lance_core.layout import find_checkpoint, list_checkpoints
 from .model import WEIGHT_DTYPES, load_model
 from .vae import load_lance_vae, shared_vae
@@ -27,6 +28,19 @@ def checkpoints() -> dict[str, Path]:
         for name in list_checkpoints(folder):
             found.setdefault(name, folder / name)
     return found
+
+
+def find(checkpoint: str) -> Path:
+    """Where the checkpoint of a name lies; LanceError with the names there are, and how to get it, for others."""
+    known = checkpoints()
+    if checkpoint in known:
+        return known[checkpoint]
+    folder = folder_paths.get_folder_paths(FOLDER)[0]
+    there = f"there are {', '.join(sorted(known))}" if known else "there is none"
+    raise LanceError(
+        f"no checkpoint '{checkpoint}' in {folder} ({there}); choose one of the list, or download it with:"
+        f" {DOWNLOAD} {folder}"
+    )
 
 
 class LoadLance(io.ComfyNode):
@@ -58,24 +72,23 @@ class LoadLance(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, checkpoint: str) -> bool | str:
-        known = checkpoints()
-        if checkpoint in known:
+        if checkpoint is None:  # it comes by a wire, and is not known yet
             return True
-        folder = folder_paths.get_folder_paths(FOLDER)[0]
-        there = f"there are {', '.join(sorted(known))}" if known else "there is none"
-        return (
-            f"Load Lance: no checkpoint '{checkpoint}' in {folder} ({there}); choose one of the list, or download it"
-            f" with: {DOWNLOAD} {folder}"
-        )
+        try:
+            find(checkpoint)
+        except LanceError as error:
+            return f"Load Lance: {error}"
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, weight_dtype: str) -> tuple:
         """Another one when a file of the checkpoint comes, goes or changes."""
-        files = vars(find_checkpoint(checkpoints()[checkpoint])).values()
-        paths = [path for path in (*files, shared_vae()) if isinstance(path, Path) and path.is_file()]
-        return tuple((str(path), path.stat().st_mtime_ns) for path in paths)
+        files = find_checkpoint(find(checkpoint))
+        paths = [*vars(files).values(), files.tokenizer / "tokenizer.json", shared_vae()]
+        there = [path for path in paths if isinstance(path, Path) and path.is_file()]
+        return tuple((str(path), path.stat().st_mtime_ns) for path in there)
 
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
-        path = str(checkpoints()[checkpoint])
+        path = str(find(checkpoint))
         return io.NodeOutput(load_model(path, weight_dtype), load_lance_vae(path))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..lance_core.errors import LanceError
 from ..lance_core.lora import Lora, convert_lora, module_weights, read_config
-from .model import lance_of
+from .diffusion import lance_of
 
 FOLDER = "loras"
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..lance_core.checkpoint import Lance, examine
 from ..lance_core.config import VisionConfig
-from ..lance_core.errors import LanceError
 from ..lance_core.layout import find_checkpoint
 from ..lance_core.storage import Stored
 from ..lance_core.vit import VisionTower
 from .attention import attention
-from .diffusion import LanceModel, LanceModelConfig
-from .guidance import attach
+from .diffusion import LanceModel, LanceModelConfig, lance_of
+from .guidance import attach_guidance
+from .sampling import attach_sampling
 from .weights import read_weights
 
 VISION = "lance_vision"  # the attachment's name
@@ -31,13 +31,25 @@ SUPPORTED_DTYPES = LanceModelConfig.supported_inference_dtypes
 WEIGHT_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def load_model(path: str, weight_dtype: str, disable_dynamic: bool = False) -> ModelPatcher:
-    """The patcher of a checkpoint. Raises LanceError for whatever is missing, damaged or of the wrong shape.
+def load_model(path: str, weight_dtype: str) -> ModelPatcher:
+    """The patcher of a checkpoint, with its vision tower attached where it has one.
+
+    Raises LanceError for whatever is missing, damaged or of the wrong shape.
+    """
+    patcher = load_decoder(path, weight_dtype)
+    config, contents, _ = examine(find_checkpoint(path))
+    if contents.vision:
+        vision = load_vision(config.vision, contents.vision, patcher.model.get_dtype())
+        patcher.set_attachments(VISION, vision)
+    return patcher
+
+
+def load_decoder(path: str, weight_dtype: str, disable_dynamic: bool = False) -> ModelPatcher:
+    """The patcher without the vision tower; core calls this for copies, which keep the attachment of the original.
 
     disable_dynamic: core asks for it where a feature needs weights that are loaded as a whole.
     """
-    files = find_checkpoint(path)
-    config, contents, tokenizer = examine(files)
+    config, contents, tokenizer = examine(find_checkpoint(path))
     dtype = weight_type(weight_dtype, sum(prod(stored.shape) for stored in contents.language.values()))
     management = comfy.model_management
     cast = management.unet_manual_cast(dtype, management.get_torch_device(), SUPPORTED_DTYPES)
@@ -47,10 +59,9 @@ def load_model(path: str, weight_dtype: str, disable_dynamic: bool = False) -> M
     model = LanceModel(model_config, config, tokenizer, device=management.unet_offload_device())
     patcher = patcher_of(model, disable_dynamic)
     model.load_model_weights(read_weights(contents.language), assign=patcher.is_dynamic())
-    patcher.cached_patcher_init = (load_model, (path, weight_dtype))
-    attach(patcher)
-    if contents.vision:
-        patcher.set_attachments(VISION, load_vision(config.vision, contents.vision, dtype, disable_dynamic))
+    patcher.cached_patcher_init = (load_decoder, (path, weight_dtype))
+    attach_sampling(patcher)
+    attach_guidance(patcher)
     return patcher
 
 
@@ -62,20 +73,18 @@ def weight_type(weight_dtype: str, parameters: int) -> torch.dtype:
     return WEIGHT_DTYPES[weight_dtype]
 
 
-def load_vision(
-    config: VisionConfig, stored: Mapping[str, Stored], dtype: torch.dtype, disable_dynamic: bool
-) -> ModelPatcher:
+def load_vision(config: VisionConfig, stored: Mapping[str, Stored], dtype: torch.dtype) -> ModelPatcher:
     """The patcher of the vision tower, whose layers cast their weights to what they are given."""
     offload_device = comfy.model_management.unet_offload_device()
     layers = {"operations": comfy.ops.manual_cast, "dtype": dtype, "device": offload_device}
     vision = VisionTower(config, attention=attention, **layers).requires_grad_(False).eval()
     comfy.model_management.archive_model_dtypes(vision)
-    patcher = patcher_of(vision, disable_dynamic)
+    patcher = patcher_of(vision)
     vision.load_state_dict(read_weights(stored), assign=patcher.is_dynamic())
     return patcher
 
 
-def patcher_of(model: torch.nn.Module, disable_dynamic: bool) -> ModelPatcher:
+def patcher_of(model: torch.nn.Module, disable_dynamic: bool = False) -> ModelPatcher:
     management = comfy.model_management
     devices = {"load_device": management.get_torch_device(), "offload_device": management.unet_offload_device()}
     return (ModelPatcher if disable_dynamic else PATCHER)(model, **devices)
@@ -102,9 +111,3 @@ def with_vision(model: ModelPatcher, frames: Tensor) -> Lance:
     memory = vision.model.working_memory(*frames.shape[:3], lance.dtype)
     comfy.model_management.load_models_gpu([vision], memory_required=memory)
     return dataclasses.replace(lance, vision=vision.model)
-
-
-def lance_of(model: ModelPatcher) -> LanceModel:
-    if not isinstance(model.model, LanceModel):
-        raise LanceError("the model on this wire is not Lance: connect the MODEL of Load Lance.")
-    return model.model

@@ -20,8 +20,8 @@ from ..lance_core.request import Request
 from ..lance_core.resize import OFFICIAL_RATIOS, RATIOS, official_size, size_of
 from ..lance_core.sequence import Grid
 from .conditioning import conditioning, request_of_nodes, task_input
+from .diffusion import lance_of
 from .encode import Semantic
-from .model import lance_of
 from .report import warnings_logged
 
 OFFICIAL_SIZES = {"image_768res": "1:1", "image_512res": "1:1", "video_480p": "16:9", "video_360p": "16:9"}

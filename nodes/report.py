@@ -16,6 +16,12 @@ from ..lance_core.errors import warnings_shown
 TEXT_INTERVAL = 0.1  # seconds between two updates of streamed text
 
 
+def show(text: str, node_id: str | None) -> None:
+    """Puts text on a node, in the place of what it shows."""
+    if node_id is not None:
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
 def token_callback(node_id: str | None, limit: int) -> Callable[[str], None]:
     """`on_token` with a progress bar, the text so far on the node, and the stop button."""
     progress = comfy.utils.ProgressBar(limit)
@@ -26,8 +32,8 @@ def token_callback(node_id: str | None, limit: int) -> Callable[[str], None]:
         comfy.model_management.throw_exception_if_processing_interrupted()
         progress.update(1)
         now = time.monotonic()
-        if node_id is not None and now - last_shown >= TEXT_INTERVAL:
-            PromptServer.instance.send_progress_text(text, node_id)
+        if now - last_shown >= TEXT_INTERVAL:
+            show(text, node_id)
             last_shown = now
 
     return on_token

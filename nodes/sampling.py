@@ -1,114 +1,49 @@
-"""The knobs of sampling that core's nodes do not have: the guidance interval, its correction, the official times."""
+"""A sampling as a whole: what it refuses, what it leaves untouched, and what it leaves behind."""
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from typing import Any
 
-from ..lance_core import flow
-from ..lance_core.flow import RENORMS, Sampling
-from .guidance import set_guidance
-from .model import lance_of
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
+from torch import Tensor
 
+from ..lance_core.checks import check_latent
 
-class LanceGuidance(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LanceGuidance",
-            display_name="Lance Guidance",
-            category="Lance",
-            description="Sets when guidance acts and how it is kept from burning the picture, for every sampler and for"
-            " Lance Generate and Lance Edit. Load Lance has the official settings already.",
-            search_aliases=["lance cfg", "guidance interval", "cfg renorm", "cfg rescale"],
-            inputs=[
-                io.Model.Input("model", tooltip="What is guided differently: the MODEL of Load Lance."),
-                io.Float.Input(
-                    "guidance_start",
-                    default=Sampling.interval[0],
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Lower guides longer and slower: below this time (1 is noise, 0 the picture) it is off.",
-                ),
-                io.Float.Input(
-                    "guidance_end",
-                    default=Sampling.interval[1],
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Lower leaves the first, noisiest steps unguided: above this time guidance is off.",
-                ),
-                io.Combo.Input(
-                    "renorm",
-                    options=list(RENORMS),
-                    default=Sampling.renorm,
-                    tooltip="Keeps strong guidance from burning the picture: over the whole of it, per token, or not"
-                    " at all.",
-                ),
-                io.Float.Input(
-                    "renorm_min",
-                    default=Sampling.renorm_min,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Higher lets guidance keep more of its strength; 1 switches the correction off.",
-                    advanced=True,
-                ),
-            ],
-            outputs=[io.Model.Output()],
-        )
-
-    @classmethod
-    def execute(
-        cls, model, guidance_start: float, guidance_end: float, renorm: str, renorm_min: float
-    ) -> io.NodeOutput:
-        lance_of(model)
-        settings = Sampling(interval=(guidance_start, guidance_end), renorm=renorm, renorm_min=renorm_min)
-        model = model.clone()
-        set_guidance(model, settings)
-        return io.NodeOutput(model)
+KEY = "lance"  # of wrappers and callbacks
 
 
-class LanceSigmas(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LanceSigmas",
-            display_name="Lance Sigmas",
-            category="Lance",
-            description="The official times of sampling, exactly, for Sampler Custom. KSampler comes as near as its"
-            " table allows with scheduler simple.",
-            search_aliases=["lance scheduler", "flow schedule", "shifted sigmas"],
-            inputs=[
-                io.Int.Input(
-                    "steps",
-                    default=Sampling.steps,
-                    min=1,
-                    max=200,
-                    tooltip="More steps are slower and a little cleaner.",
-                ),
-                io.Float.Input(
-                    "shift",
-                    default=Sampling.shift,
-                    min=0.1,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="Higher spends more steps on the composition, lower on the detail.",
-                ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Lower keeps more of the latent that is given to the sampler; 1 paints anew.",
-                ),
-            ],
-            outputs=[io.Sigmas.Output()],
-        )
+def attach_sampling(model: ModelPatcher) -> None:
+    """Wraps every sampling of this model, and ends it."""
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    model.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, lambda patcher: patcher.model.end_sampling())
+    model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, forget_unloaded)
 
-    @classmethod
-    def execute(cls, steps: int, shift: float, denoise: float) -> io.NodeOutput:
-        if denoise == 0:
-            return io.NodeOutput(flow.schedule(1, shift)[:0])
-        return io.NodeOutput(flow.schedule(int(steps / denoise), shift)[-(steps + 1) :])
+
+def forget_unloaded(patcher: ModelPatcher, unloaded: bool) -> None:
+    """Core also detaches a patcher when a clone takes its place; the weights then stay where they are."""
+    if unloaded:
+        patcher.model.forget()
+
+
+def outer_sample(
+    executor: WrapperExecutor,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Tensor | None = None,
+    *args,
+    **kwargs,
+) -> Tensor:
+    """A whole sampling: what the mask leaves out stays as it is, bit for bit; a stopped one leaves nothing behind."""
+    check_latent("the LATENT on the sampler", latent_image)
+    try:
+        samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+    except BaseException:
+        executor.class_obj.model_patcher.model.forget()
+        raise
+    if denoise_mask is None:
+        return samples
+    return torch.where(denoise_mask.to(samples) > 0, samples, latent_image.to(samples))

@@ -33,7 +33,7 @@ from .vae import vae_contents
 
 ROUTE = "/lance/checkpoint"
 RELEASE = f"https://huggingface.co/{REPOSITORY}"
-DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 VAE_DTYPES = [torch.bfloat16, torch.float16, torch.float32]  # in the order of core's choice for Wan 2.2's
 
 
@@ -118,8 +118,9 @@ def needs(inspection: Inspection, vae: Mapping[str, Stored], weight_dtype: str) 
     parts = dict(inspection.parameters)
     vision, decoder = parts.pop("vision tower"), sum(parts.values()) - parts["VAE"]
     dtype, vae_dtype = weight_type(weight_dtype, decoder), management.vae_dtype(management.vae_device(), VAE_DTYPES)
+    name = str(dtype).removeprefix("torch.")
     return {
-        "dtype": DTYPE_NAMES[dtype],
+        "dtype": SHORT.get(name, name),
         "model": decoder * dtype.itemsize,
         "vision": vision * dtype.itemsize,
         "vae": sum(prod(stored.shape) for stored in vae.values()) * vae_dtype.itemsize,

@@ -8,7 +8,7 @@ from ..lance_core import stages
 from ..lance_core.errors import LanceError
 from .encode import Semantic
 from .model import TEMPLATE_TOKENS, with_decoder
-from .report import token_callback, warnings_logged
+from .report import show, token_callback, warnings_logged
 
 
 class LanceUnderstand(io.ComfyNode):
@@ -115,4 +115,5 @@ class LanceUnderstand(io.ComfyNode):
                 on_token=token_callback(cls.hidden.unique_id, max_new_tokens),
                 **options,
             )
+        show(answer, cls.hidden.unique_id)
         return io.NodeOutput(answer)

@@ -26,7 +26,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from comfy_extras.nodes_model_advanced import ModelComputeDtype, ModelSamplingSD3
+from comfy_extras.nodes_model_advanced import (
+    ModelComputeDtype,
+    ModelSamplingAuraFlow,
+    ModelSamplingFlux,
+    ModelSamplingSD3,
+)
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch import Tensor
 
@@ -35,9 +40,10 @@ from lance.lance_core.transformer import LanceTransformer
 from lance.nodes.conditioning import LanceConditioning
 from lance.nodes.diffusion import COND
 from lance.nodes.encode import EncodeSemantic
+from lance.nodes.guidance import LanceGuidance
 from lance.nodes.model import load_model
 from lance.nodes.paint import LanceEdit, LanceGenerate
-from lance.nodes.sampling import LanceGuidance, LanceSigmas
+from lance.nodes.sigmas import LanceSigmas
 
 PROMPT, SEED, STEPS = "a red fox on a stone", 7, 6
 SMALL = {"size": "custom", "width": 64, "height": 48}
@@ -172,6 +178,17 @@ def samplers() -> dict[str, bool]:
     return {name: bool(torch.isfinite(latent).all()) for name, latent in results.items()}
 
 
+def in_two_parts(latent: Tensor, mask: Tensor | None = None) -> Tensor:
+    """KSamplerAdvanced twice: the first hands its leftover noise to the second."""
+    advanced = core.KSamplerAdvanced().sample
+    middle = STEPS // 2
+    first = {"samples": latent} if mask is None else {"samples": latent, "noise_mask": mask}
+    common = (SEED, STEPS, 4.0, "euler", "simple", positive, negative)
+    (second,) = advanced(model, "enable", *common, first, 0, middle, "enable")
+    (out,) = advanced(model, "disable", *common, second, middle, STEPS, "disable")
+    return out["samples"]
+
+
 def core_nodes() -> dict[str, float]:
     """Distances from plain sampling with core's nodes in between."""
     base, long = ksampler(), ksampler(steps=20)
@@ -180,6 +197,9 @@ def core_nodes() -> dict[str, float]:
     easy, lazy = (node.execute(model, 0.2, 0.15, 0.95, False).args[0] for node in (EasyCacheNode, LazyCacheNode))
     upscaled = core.LatentUpscale().upscale({"samples": base}, "nearest-exact", 128, 96, "disabled")[0]["samples"]
     return {
+        "KSamplerAdvanced in two parts": distance(in_two_parts(EMPTY), base),
+        "ModelSamplingFlux": distance(ksampler(ModelSamplingFlux().patch(model, 1.15, 0.5, 1024, 1024)[0]), base),
+        "ModelSamplingAuraFlow": distance(ksampler(ModelSamplingAuraFlow().patch_aura(model, 3.5)[0]), base),
         "ConditioningZeroOut": distance(ksampler(negative=zeroed), base),
         "negative prompt": distance(ksampler(negative=other), base),
         "ConditioningCombine": distance(ksampler(positive=[*positive, *positive]), base),
@@ -206,9 +226,35 @@ def masks() -> dict[str, object]:
         out = ksampler(latent=latent, mask=mask, denoise=0.8)
         result[f"{name} kept"] = torch.equal(out[..., 4:], latent[..., 4:])
         result[f"{name} changed"] = distance(out[..., :4], latent[..., :4])
+    latent, mask = drawn(1, 48, 1, 8, 8), torch.zeros(1, 1, 128, 128)
+    mask[..., :64] = 1
+    parts, whole = in_two_parts(latent, mask), ksampler(latent=latent, mask=mask)
+    result["two parts kept"] = torch.equal(parts[..., 4:], latent[..., 4:])
+    result["two parts and one"] = distance(parts, whole)
+    result["soft"] = {strength: soft_mask(strength) for strength in (1.0, 0.5, 0.1)}
     first = drawn(1, 48, 1, 3, 4)
     result["first frame kept"] = torch.equal(generated(frames=9, first=first)[:, :, :1], first)
     return result
+
+
+def soft_mask(strength: float) -> float:
+    """The noise that is left by a model that knows the clean latent, where the mask lets only a part through.
+
+    A row at time m·t is the clean latent and m·t of noise, so its velocity is (row - clean) / (m·t).
+    """
+    clean = drawn(1, 48, 1, 8, 8)
+    rows = model.model.process_latent_in(clean)
+    original = type(model.model.diffusion_model).velocity
+
+    def velocity(self, x: Tensor, timestep: Tensor, branch, transformer_options) -> Tensor:
+        return (x - rows) / timestep.reshape(1, 1, 1, 8, 8)
+
+    type(model.model.diffusion_model).velocity = velocity
+    try:
+        out = ksampler(latent=clean, mask=torch.full((1, 1, 128, 128), strength), steps=20, cfg=1.0)
+    finally:
+        type(model.model.diffusion_model).velocity = original
+    return distance(out, clean)
 
 
 def lora(name: str) -> dict[str, Tensor]:
@@ -262,7 +308,31 @@ def hooks() -> dict[str, float]:
     hooked = [comfy.hooks.set_hooks_for_conditioning(conds, hook) for conds in (positive, negative)]
     patched = comfy.sd.load_lora_for_models(model, None, lora(TEXT_LAYER), 0.5, 0)[0]
     plain = ksampler()
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    for step in range(STEPS):
+        keyframes.add(comfy.hooks.HookKeyframe(strength=step / STEPS, start_percent=step / STEPS))
+    changing = comfy.hooks.create_hook_lora(lora(TEXT_LAYER), 0.5, 0)
+    changing.set_keyframes_on_hooks(keyframes)
+    moving = comfy.hooks.set_hooks_for_conditioning(positive, changing)
+    model.model.forget()
+    most, original = 0, model.model.contexts.get
+
+    def watched(*args):
+        nonlocal most
+        context = original(*args)
+        most = max(most, len(model.model.contexts.kept))
+        return context
+
+    model.model.contexts.get = watched
+    try:
+        ksampler(positive=moving)
+    finally:
+        del model.model.contexts.get
+    with Counted() as one_side:
+        ksampler(positive=hooked[0])
     return {
+        "contexts under keyframes": most,
+        "prefills with a hook on one side": one_side.count,
         "hook and LoRA": distance(ksampler(positive=hooked[0], negative=hooked[1]), ksampler(patched)),
         "hook and nothing": distance(ksampler(positive=hooked[0], negative=hooked[1]), plain),
         "afterwards": distance(ksampler(), plain),
@@ -305,7 +375,7 @@ def stopped() -> dict[str, object]:
         error = message(ksampler)
     finally:
         comfy.model_management.throw_exception_if_processing_interrupted = original
-    left = len(model.model.contexts.kept) + len(model.model.branches) + len(model.model.contexts.wanted)
+    left = len(model.model.contexts.kept) + len(model.model.noise_blocks) + len(model.model.contexts.wanted)
     return {"error": error, "calls": len(calls), "left": left, "then": distance(ksampler(), custom())}
 
 
@@ -323,6 +393,11 @@ def mistakes() -> dict[str, str]:
         "another model's picture": message(lambda: generated(other)),
         "conditioning of another model": message(lambda: ksampler(positive=foreign)),
         "conditioning of something else": message(lambda: ksampler(positive=clip)),
+        "joined conditionings": message(
+            lambda: ksampler(positive=core.ConditioningConcat().concat(positive, positive)[0])
+        ),
+        "latent with NaN": message(lambda: ksampler(latent=EMPTY * float("nan"))),
+        "long negative prompt": message(lambda: LanceConditioning.execute(model, PROMPT, "ugly " * 6000, "edit")),
         "latent of another model": message(lambda: ksampler(latent=drawn(1, 4, 8, 8))),
         "float16": message(lambda: ksampler(half)),
         "too large": message(lambda: ksampler(latent=torch.zeros(1, 48, 1, 65, 4))),

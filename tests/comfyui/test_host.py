@@ -72,6 +72,7 @@ def test_the_answer_appears_while_it_is_written(server):
     assert len(texts) > 1
     assert all(shown_text(run).startswith(text) for text in texts)
     assert texts == sorted(texts, key=len)
+    assert texts[-1] == shown_text(run)
 
 
 def test_progress_of_an_answer_is_its_tokens(server):
