@@ -1,7 +1,8 @@
 """What the released model needs in memory, counted on the meta device: `python benchmarks/memory.py`.
 
 Weights, keys and values are exact (the two branches of guidance share all but the caption's). The working memory of a
-pass is `LanceTransformer.working_memory`. Nothing here runs on a GPU; the last column is a sum, not a measurement.
+pass is `LanceTransformer.working_memory` and `noise_memory`. Nothing here runs on a GPU; the last column is a sum, not
+a measurement.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def main() -> None:
     for task in TASKS:
         context = task.context + TEXT
         kv = transformer.context_memory(context) / GIB
-        work = transformer.working_memory(max(context, task.target)) / GIB
+        noise = transformer.noise_memory(task.target)
+        work = (transformer.working_memory(max(context, task.target)) + noise) / GIB
         print(f"{task.name:36}{kv:8.2f}{work:8.2f}{decoder + kv + work:14.1f}")
 
 

@@ -9,8 +9,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
+
+from lance_core.workflow import run_workflow
 
 from .build_workflows import GRAPHS, WORKFLOWS
 from .server import ComfyServer, ExecutionFailed, InvalidPrompt, Prompt, Run
@@ -193,6 +196,28 @@ def test_a_workflow_makes_a_picture_that_carries_it(server, runs, name):
     assert picture.size == PICTURES[name]
     assert as_sent(picture.info["prompt"]) == small(read(name))
     assert json.loads(picture.info["workflow"]) == read(name, folder=".")
+
+
+@pytest.mark.parametrize("name", ["text_to_image", "image_edit", "two_reference_edit", "understand_then_edit"])
+def test_a_workflow_gives_the_library_s_picture(server, runs, name, tmp_path):
+    """The same graph, run without ComfyUI, is the same picture: bytes may differ by rounding."""
+    models, inputs = server.folder / "models", server.folder / "input"
+    results = run_workflow(small(read(name)), output=tmp_path, inputs=[inputs], models=[models])
+    (alone,) = [file for result in results for file in result.files]
+    here, there = pixels(file_of(server, runs(name), ".png")), pixels(alone)
+    assert np.abs(here - there).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["image_edit", "understand_then_edit"])
+def test_an_edit_is_another_picture_than_its_source(server, runs, name):
+    edited, source = file_of(server, runs(name), ".png"), server.folder / "input/example.png"
+    assert np.abs(pixels(edited) - pixels(source, PICTURES[name])).mean() > 8
+
+
+def pixels(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Bytes of a picture, `[H, W, 3]`, as numbers that can be subtracted."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB").resize(size or picture.size), dtype=int)
 
 
 @pytest.mark.parametrize("name", CLIPS)
