@@ -109,10 +109,17 @@ def anonymous_memory(server: ComfyServer) -> float:
     return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured through /proc, which this system lacks")
-def test_free_gives_the_memory_back(server):
+@pytest.fixture
+def large_checkpoint(server):
     folder = make_tiny(server.folder / "models/lance/large", text=LARGE)
-    weights = 2 * (folder / "Lance_3B/model.safetensors").stat().st_size / 2**20  # stored in bf16, float32 on a CPU
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured through /proc, which this system lacks")
+def test_free_gives_the_memory_back(server, large_checkpoint):
+    stored = (large_checkpoint / "Lance_3B/model.safetensors").stat().st_size
+    weights = 2 * stored / 2**20  # stored in bf16, float32 on a CPU
     server.post("/free", {"unload_models": True, "free_memory": True})
     server.run(small(read("text_to_image"), seed=1))
     server.post("/free", {"unload_models": True, "free_memory": True})
