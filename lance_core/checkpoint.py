@@ -119,7 +119,11 @@ def shards(path: Path | None) -> list[Path]:
 
 
 def _network(name: str) -> tuple[str, str]:
-    """The network a tensor of the language model's file belongs to, and the name of its parameter there."""
+    """The network a tensor of the language model's file belongs to, and the name of its parameter there.
+
+    ComfyUI's Model Save puts `model.diffusion_model.` before the decoder's names.
+    """
+    name = name.removeprefix("model.diffusion_model.")
     if name == POSITION_TABLE:
         return "table", name
     if name.startswith(VISION_PREFIX):

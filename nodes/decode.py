@@ -38,8 +38,8 @@ class DecodeVideo(io.ComfyNode):
                 io.Video.Input(
                     "source",
                     optional=True,
-                    tooltip="The clip gets the sound of this one, the video that was edited, where both have the same"
-                    " number of frames; otherwise it is silent, and the log says why.",
+                    tooltip="The clip gets the sound of this one, the video that was edited, where both have as many"
+                    " frames and last as long; otherwise it is silent, and the log says why.",
                 ),
             ],
             outputs=[

@@ -10,9 +10,10 @@ from comfy_api.latest import io
 from ..lance_core.errors import LanceError
 from ..lance_core.layout import find_checkpoint, list_checkpoints
 from .model import WEIGHT_DTYPES, load_model
-from .vae import load_lance_vae, shared_vae
+from .vae import load_lance_vae, require_vae, shared_vae
 
 FOLDER = "lance"
+VAE_SLOT = 1  # of the node's outputs
 DOWNLOAD = "hf download bytedance-research/Lance --local-dir"
 
 
@@ -68,6 +69,7 @@ class LoadLance(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(), io.Vae.Output()],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -91,4 +93,8 @@ class LoadLance(io.ComfyNode):
     @classmethod
     def execute(cls, checkpoint: str, weight_dtype: str) -> io.NodeOutput:
         path = str(find(checkpoint))
-        return io.NodeOutput(load_model(path, weight_dtype), load_lance_vae(path))
+        vae = load_lance_vae(path)
+        wire = [cls.hidden.unique_id, VAE_SLOT]
+        if any(wire in node["inputs"].values() for node in cls.hidden.prompt.values()):
+            require_vae(vae)  # now, and not after the sampling
+        return io.NodeOutput(load_model(path, weight_dtype), vae)

@@ -21,8 +21,8 @@ def media_input(consequence: str) -> io.MultiType.Input:
         "media",
         types=[io.Image, io.Video],
         display_name="image or video",
-        tooltip=f"{consequence} A batch of images is one clip; a video is read at 12 frames per second, six seconds'"
-        " worth of frames at most.",
+        tooltip=f"{consequence} A batch of images is one clip; a video is read at 12 frames per second, evenly"
+        " thinned out where it is longer than six seconds.",
     )
 
 
@@ -65,8 +65,9 @@ def on_white(images: Tensor) -> Tensor:
 def sound_for(source: Input.Video, frames: int, fps: float) -> dict | None:
     """The sound of the VIDEO that a clip was made of, cut to the clip's length, as an AUDIO.
 
-    None, with a LanceWarning, where the source has no sound, or where the model reads another number of frames of it
-    than the clip has. Raises LanceError for a damaged source.
+    None, with a LanceWarning, where the source has no sound, and where it would be out of step: where the model reads
+    another number of frames of it than the clip has, or the clip lasts longer or shorter. Raises LanceError for a
+    damaged source.
     """
     seconds = frames / fps
     path = whole_file(source)
@@ -78,7 +79,8 @@ def sound_for(source: Input.Video, frames: int, fps: float) -> dict | None:
         warn(f"the clip is silent, because it has {frames} frames and its source is read as {read}.")
         return None
     if abs((lasts := source.get_duration()) - seconds) > SOUND_DRIFT:
-        warn(f"the sound is out of step, because the clip lasts {seconds:.1f} seconds and its source {lasts:.1f}.")
+        warn(f"the clip is silent, because it lasts {seconds:.1f} seconds and its source {lasts:.1f}.")
+        return None
     return sound | {"waveform": sound["waveform"][..., : round(seconds * sound["sample_rate"])]}
 
 

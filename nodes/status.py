@@ -29,7 +29,7 @@ from ..lance_core.layout import (
 from ..lance_core.storage import Stored
 from .load import FOLDER, checkpoints
 from .model import WEIGHT_DTYPES, weight_type
-from .vae import vae_contents
+from .vae import shared_vae, vae_contents
 
 ROUTE = "/lance/checkpoint"
 RELEASE = f"https://huggingface.co/{REPOSITORY}"
@@ -65,9 +65,12 @@ def status(name: str, weight_dtype: str) -> dict:
         "release": RELEASE,
         "machine": machine(),
     }
-    path = offered.get(name) or begun_download(name)
+    path = offered.get(name)
     if path is None:
-        return {**general, "missing": [], "problems": [], "needs": None}
+        files = undownloaded(name)
+        bundled = files is not None and files.variant == "video"
+        missing = missing_files(files, vision=bundled, vae=shared_vae() is not None) if files else []
+        return {**general, "missing": missing, "problems": [], "needs": None}
     try:
         files, inspection, vae = find_checkpoint(path), inspect(path), vae_contents(str(path)).vae
     except LanceError as error:
@@ -81,12 +84,27 @@ def status(name: str, weight_dtype: str) -> dict:
     }
 
 
-def begun_download(name: str) -> Path | None:
-    """The folder of the release's language model of that name, where it exists without weights."""
-    if name not in LANGUAGE_FOLDERS.values():
+def undownloaded(name: str) -> CheckpointFiles | None:
+    """What there is of the release's checkpoint of that name, whose weights are not there."""
+    variant = next((variant for variant, folder in LANGUAGE_FOLDERS.items() if folder == name), None)
+    if variant is None:
         return None
-    folders = (Path(folder) / name for folder in folder_paths.get_folder_paths(FOLDER))
-    return next((folder for folder in folders if folder.is_dir()), None)
+    roots = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+    root = next((root for root in roots if (root / name).is_dir()), roots[0])
+
+    def there(path: str) -> Path | None:
+        return root / path if (root / path).is_file() else None
+
+    return CheckpointFiles(
+        folder=root / name,
+        variant=variant,
+        language_model=None,
+        llm_config=there(f"{name}/llm_config.json"),
+        tokenizer=root / name,
+        vision=there(VISION_WEIGHTS),
+        vision_config=None,
+        vae=there(VAE_WEIGHTS),
+    )
 
 
 def missing_files(files: CheckpointFiles, *, vision: bool, vae: bool) -> list[dict[str, str]]:

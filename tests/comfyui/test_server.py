@@ -348,12 +348,12 @@ def test_a_checkpoint_that_is_not_there(server):
 
 
 def test_a_checkpoint_without_its_vae(server):
-    """It can still answer questions, so the node that needs the VAE complains."""
+    """It can still answer questions, so only a graph that needs the VAE is refused, before anything is painted."""
     folder = server.folder / "models/lance/broken"
     shutil.copytree(server.folder / "models/lance/Lance_3B", folder / "Lance_3B")
     try:
         prompt = small(read("text_to_image"), checkpoint="broken/Lance_3B")
-        message = failure_of(server, prompt, "DecodeVideo")
+        message = failure_of(server, prompt, "LoadLance")
     finally:
         shutil.rmtree(folder)
     assert_sentence(message)

@@ -72,6 +72,32 @@ def test_only_names_of_the_list_are_looked_for(server, name):
     assert told["command"].endswith(told["folder"])
 
 
+def test_a_checkpoint_that_was_never_downloaded_is_told_file_by_file(server):
+    """Of the release's names the list has only what is there; a half-finished download is not."""
+    folder, moved = server.folder / "models/lance/Lance_3B", server.folder / "models/lance_3b"
+    folder.rename(moved)
+    try:
+        told = status(server, "Lance_3B")
+    finally:
+        moved.rename(folder)
+    assert not told["offered"]
+    assert [(entry["file"], entry["folder"]) for entry in told["missing"][:3]] == [
+        (name, f"{told['folder']}/Lance_3B") for name in ("model.safetensors", "llm_config.json", "tokenizer.json")
+    ]
+    assert told["missing"][0]["url"].endswith("/Lance_3B/model.safetensors")
+
+
+def test_a_download_that_has_only_begun_is_told_file_by_file(server):
+    """Files that are there already, the vision tower's and the VAE's, are not asked for again."""
+    weights = server.folder / "models/lance/Lance_3B/model.safetensors"
+    weights.rename(weights.with_suffix(".part"))
+    try:
+        told = status(server, "Lance_3B")
+    finally:
+        weights.with_suffix(".part").rename(weights)
+    assert [(entry["file"], entry["folder"]) for entry in told["missing"]] == [(weights.name, str(weights.parent))]
+
+
 def test_an_unknown_dtype_is_refused(server):
     with pytest.raises(HTTPError) as refusal:
         status(server, "Lance_3B", "fp8")

@@ -270,7 +270,7 @@ SPECS = {
         {"STRING": "STRING"},
         (380, 200),
     ),
-    "PreviewAny": Spec("Decide", {"source": Socket("*")}, {"STRING": "STRING"}, (380, 240)),
+    "PreviewAny": Spec("Save", {"source": Socket("*")}, {"STRING": "STRING"}, (380, 240)),
     "PreviewImage": Spec("Save", {"images": Socket("IMAGE")}, {"images": "IMAGE"}, (400, 420)),
     "SaveImage": Spec(
         "Save",

@@ -55,9 +55,10 @@ function lines(texts, status, name) {
   const lines = status.missing.map(({ file, folder, url }) =>
     problem(...filled(texts.missing, { file, folder }), " ", link(texts.fileLink, url)),
   );
-  if (!status.offered && !lines.length) {
+  if (!status.offered) {
     const text = status.empty ? texts.empty : texts.unknown;
-    lines.push(problem(...filled(text, { name, release, folder: status.folder })));
+    const general = problem(...filled(text, { name, release, folder: status.folder }));
+    if (status.empty || !lines.length) lines.unshift(general);
     lines.push(problem(element("code", {}, status.command)));
   }
   lines.push(...status.problems.map((sentence) => problem(sentence)));
@@ -123,7 +124,7 @@ const refreshes = new Set();
 const refreshAll = () => refreshes.forEach((refresh) => refresh());
 
 app.registerExtension({
-  name: "Lance.Status",
+  name: "lance.status",
   setup() {
     document.head.append(element("style", { textContent: STYLE }));
     app.ui.settings.addEventListener("Comfy.Locale.change", refreshAll);
