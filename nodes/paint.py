@@ -23,6 +23,7 @@ from .conditioning import conditioning, request_of_nodes, task_input
 from .diffusion import lance_of
 from .encode import Semantic
 from .report import warnings_logged
+from .sigmas import shift_input, steps_input
 
 OFFICIAL_SIZES = {"image_768res": "1:1", "image_512res": "1:1", "video_480p": "16:9", "video_360p": "16:9"}
 MAX_PIXELS_WIDE = 1536  # beyond 1024 positions repeat; the largest official width is 1152
@@ -93,9 +94,7 @@ def sampling_inputs() -> list[io.Input]:
             control_after_generate=True,
             tooltip="Another seed gives another picture; the same one gives the same again.",
         ),
-        io.Int.Input(
-            "steps", default=Sampling.steps, min=1, max=200, tooltip="More steps are slower and a little cleaner."
-        ),
+        steps_input(),
         io.Float.Input(
             "guidance",
             default=Sampling.guidance,
@@ -112,15 +111,7 @@ def sampling_inputs() -> list[io.Input]:
             tooltip="Paints several variants at once, which takes as many times longer.",
             advanced=True,
         ),
-        io.Float.Input(
-            "shift",
-            default=Sampling.shift,
-            min=0.1,
-            max=20.0,
-            step=0.1,
-            tooltip="Higher spends more steps on the composition, lower on the detail.",
-            advanced=True,
-        ),
+        shift_input(advanced=True),
     ]
 
 

@@ -8,6 +8,24 @@ from ..lance_core import flow
 from ..lance_core.flow import Sampling
 
 
+def steps_input() -> io.Int.Input:
+    return io.Int.Input(
+        "steps", default=Sampling.steps, min=1, max=200, tooltip="More steps are slower and a little cleaner."
+    )
+
+
+def shift_input(advanced: bool | None = None) -> io.Float.Input:
+    return io.Float.Input(
+        "shift",
+        default=Sampling.shift,
+        min=0.1,
+        max=20.0,
+        step=0.1,
+        tooltip="Higher spends more steps on the composition, lower on the detail.",
+        advanced=advanced,
+    )
+
+
 class LanceSigmas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,21 +37,8 @@ class LanceSigmas(io.ComfyNode):
             " table allows with scheduler simple.",
             search_aliases=["lance scheduler", "flow schedule", "shifted sigmas"],
             inputs=[
-                io.Int.Input(
-                    "steps",
-                    default=Sampling.steps,
-                    min=1,
-                    max=200,
-                    tooltip="More steps are slower and a little cleaner.",
-                ),
-                io.Float.Input(
-                    "shift",
-                    default=Sampling.shift,
-                    min=0.1,
-                    max=20.0,
-                    step=0.1,
-                    tooltip="Higher spends more steps on the composition, lower on the detail.",
-                ),
+                steps_input(),
+                shift_input(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,

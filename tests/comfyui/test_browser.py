@@ -45,7 +45,8 @@ WATCH = """() => {
 }"""
 # Smaller and shorter than shipped, so that a test of the editor does not wait for the model.
 SHRINK = """() => {
-    const small = {steps: 2, max_new_tokens: 8, size: 'custom', resolution: 'image_256res', length: 5};
+    const fresh = {seed: Date.now(), question: `What is this? ${Date.now()}`};  // or nothing would run a second time
+    const small = {steps: 2, max_new_tokens: 8, size: 'custom', resolution: 'image_256res', length: 5, ...fresh};
     const side = {width: 64, height: 64, 'size.width': 64, 'size.height': 64};
     const size = ['LanceGenerate', 'EmptyLatentImage', 'Wan22ImageToVideoLatent'];
     for (const node of app.graph.nodes) {

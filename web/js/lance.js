@@ -79,7 +79,7 @@ function afterwards(owner, name, after) {
 /** Adds the lines to a node; they are asked for again whenever `refreshes` or one of the node's values changes. */
 function addStatus(node, texts, refreshes) {
   const content = element("div");
-  const outside = element("div", { className: "lance-status" }, content);
+  const outside = element("div", { className: "lance-status" }, element("style", { textContent: STYLE }), content);
   let height = 40;
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => height, getMaxHeight: () => height };
   // A widget that is saved would shift the values of those behind it in workflows without it.
@@ -126,7 +126,6 @@ const refreshAll = () => refreshes.forEach((refresh) => refresh());
 app.registerExtension({
   name: "lance.status",
   setup() {
-    document.head.append(element("style", { textContent: STYLE }));
     app.ui.settings.addEventListener("Comfy.Locale.change", refreshAll);
   },
   nodeCreated(node) {
