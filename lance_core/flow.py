@@ -51,6 +51,8 @@ class Sampling:
 
 # (rows x `[B, N, 48]`, t `[]`, guided?) -> velocity `[B, N, 48]` float32, from data to noise
 Velocity = Callable[[Tensor, Tensor, bool], Tensor]
+# (rows x `[B, N, 48]`, t `[]`, n) -> velocities on the first n branches, of which the first is the conditional one
+Velocities = Callable[[Tensor, Tensor, int], list[Tensor]]
 
 
 def schedule(steps: int, shift: float) -> Tensor:
@@ -91,6 +93,17 @@ def renormalize(v: Tensor, cond: Tensor, renorm: Renorm, renorm_min: float) -> T
         torch.linalg.vector_norm(v, dim=dims, keepdim=True) + 1e-8
     )
     return v * ratio.clamp(min=renorm_min, max=1.0)
+
+
+def guided_velocity(evaluate: Velocities, sampling: Sampling) -> Velocity:
+    """The velocity by which a step is made, from those of the branches."""
+
+    def velocity(x: Tensor, t: Tensor, guided: bool) -> Tensor:
+        if not guided:
+            return evaluate(x, t, 1)[0]
+        return guide(*evaluate(x, t, 2), sampling.guidance, sampling.renorm, sampling.renorm_min)
+
+    return velocity
 
 
 def sample(

@@ -35,7 +35,7 @@ from .request import Request, Semantic, check_length, check_widths
 from .resize import RESOLUTIONS, fit
 from .sequence import Grid, Sequence, build, context_blocks, unconditional, visual_first
 from .tokenizer import IM_END
-from .transformer import Context, NoiseBlock, latent_position_ids, latent_position_rows
+from .transformer import Branch, Context, NoiseBlock, latent_position_ids, latent_position_rows
 from .vae import WanVAE, denormalize, normalize
 from .vit import normalize_pixels
 
@@ -53,6 +53,7 @@ __all__ = [
 SEED = 42  # the official one
 MIN_TEMPERATURE = 0.01
 MAX_NEW_TOKENS = 4096
+TOGETHER = 1024  # tokens of all branches up to which these go as one batch (benchmarks/cpu.py measures both ways)
 
 OnStep = Callable[[int, int, Tensor], None]
 OnToken = Callable[[str], None]
@@ -266,14 +267,6 @@ def decode_video(
     return rearrange(pixels.float().cpu() / 2 + 0.5, "B c F H W -> (B F) H W c")
 
 
-@dataclass(frozen=True)
-class Branch:
-    """One side of guidance: its context and its noise block."""
-
-    context: Context
-    block: NoiseBlock
-
-
 def branches(lance: Lance, request: Request, target: Grid, guided: bool) -> list[Branch]:
     """The conditional branch and, where `guided`, the unconditional one; what both begin with is computed once.
 
@@ -332,20 +325,17 @@ def paint(
         x = torch.cat((clean.expand(x.shape[0], -1, -1), x[:, frozen_rows:]), dim=1)
         moving = (torch.arange(t, device=lance.device) > 0).float()[None]
 
-    def velocity(x: Tensor, time: Tensor, guided: bool) -> Tensor:
-        frame_times = moving * time
-        v = lance.transformer.denoise(x, frame_times, cond.block, cond.context).float()
-        if guided and rest:
-            (uncond,) = rest
-            u = lance.transformer.denoise(x, frame_times, uncond.block, uncond.context).float()
-            v = flow.guide(v, u, sampling.guidance, sampling.renorm, sampling.renorm_min)
-        return v
+    def evaluate(x: Tensor, time: Tensor, count: int) -> list[Tensor]:
+        sides = [cond, *rest][:count]
+        together = len(sides) * x.shape[0] * x.shape[1] <= TOGETHER
+        return [v.float() for v in lance.transformer.velocities(x, moving * time, sides, together=together)]
 
     def unpacked(x: Tensor) -> Tensor:
         return rearrange(x, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
 
     report = None if on_step is None else lambda step, steps, x: on_step(step, steps, unpacked(x))
-    x = flow.sample(velocity, x, times, guided, frozen_rows, report)
+    velocity = flow.guided_velocity(evaluate, sampling)
+    x = flow.sample(velocity, x, times, [g and bool(rest) for g in guided], frozen_rows, report)
     latent = denormalize(unpacked(x).cpu())
     if first_frame is not None:
         latent[:, :, :1] = first_frame.float().cpu()  # bit for bit, not through normalisation and back

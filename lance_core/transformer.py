@@ -6,7 +6,9 @@ stream each, so that neither is gathered or scattered; attention joins them. A n
 the context, is bidirectional, so the order of the tokens inside it is free.
 
 Three forwards share the layers and differ in what attention sees: `prefill` computes the context once and returns
-its keys and values, `denoise` runs a noise block against them and keeps nothing, `decode` adds one token at a time.
+its keys and values, `velocities` runs a noise block against those of one or more branches and keeps nothing, `decode`
+adds one token at a time. Each calls every layer once, whatever the number of branches, so that weights which come and
+go with the layers come once.
 
 Source: modeling/lance/{lance,qwen2_navit}.py of bytedance/Lance; arXiv 2605.18678.
 """
@@ -31,6 +33,7 @@ EXPERTS = ("", "_moe_gen")
 
 Streams = tuple[Tensor, ...]  # [B, n, D] of the understanding expert and, where there are any, of the other one
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v `[B, L, heads, hd]`) -> `[B, L, nh, hd]`
+MLP_CHUNK = 8192  # tokens that are in an MLP at the same time: for a clip of 121 frames it would be 3 GB in bf16
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,24 @@ class Context:
     @property
     def length(self) -> int:
         return sum(k.shape[1] for k, _ in self.layers[0])
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One side of guidance: its context and its noise block."""
+
+    context: Context
+    block: NoiseBlock
+
+
+@dataclass(frozen=True)
+class Run:
+    """What goes through the layers as one batch: streams, their rotations, and what they attend to."""
+
+    streams: Streams
+    cos: Tensor  # `[L, 1, hd]`, or `[B, L, 1, hd]`
+    sin: Tensor
+    attend: Attend
 
 
 class DecodeCache:
@@ -152,6 +173,15 @@ class MLP(nn.Module):
         self.down_proj = operations.Linear(inner, config.hidden_size, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(0, -2)
+        if len(tokens) <= MLP_CHUNK:
+            return self.gated(x)
+        out = torch.empty_like(tokens)
+        for part, result in zip(tokens.split(MLP_CHUNK), out.split(MLP_CHUNK)):
+            result.copy_(self.gated(part))
+        return out.view_as(x)
+
+    def gated(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -173,13 +203,17 @@ class SelfAttention(nn.Module):
     def heads(self, name: str, expert: str, x: Tensor) -> Tensor:
         return getattr(self, f"{name}_proj{expert}")(x).unflatten(-1, (-1, self.head_dim))  # [B, n, heads, hd]
 
-    def forward(self, streams: Streams, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Streams:
+    def project(self, streams: Streams, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, L, heads, hd]` of all streams."""
         pairs = tuple(zip(EXPERTS, streams))
         q = [getattr(self, "q_norm" + e)(self.heads("q", e, x)) for e, x in pairs]
         k = [getattr(self, "k_norm" + e)(self.heads("k", e, x)) for e, x in pairs]
         v = [self.heads("v", e, x) for e, x in pairs]
-        out = attend(rotate(join(q), cos, sin), rotate(join(k), cos, sin), join(v)).flatten(2)  # [B, L, D]
-        parts = out.split([x.shape[1] for x in streams], dim=1)
+        return rotate(join(q), cos, sin), rotate(join(k), cos, sin), join(v)
+
+    def output(self, lengths: Sequence[int], attended: Tensor) -> Streams:
+        """What was attended to `[B, L, nh, hd]`, as updates of streams of these lengths."""
+        parts = attended.flatten(2).split(list(lengths), dim=1)
         return tuple(getattr(self, "o_proj" + e)(part) for e, part in zip(EXPERTS, parts))
 
 
@@ -193,9 +227,23 @@ class DecoderLayer(nn.Module):
                 norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
                 self.add_module(f"{name}{expert}", norm)
 
-    def forward(self, streams: Streams, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Streams:
+    def forward(self, index: int, runs: Sequence[Run]) -> list[Run]:
+        """All runs, one after another, through this layer, which is the index-th."""
+        return [replace(run, streams=self.step(index, run)) for run in runs]
+
+    def step(self, index: int, run: Run) -> Streams:
+        q, k, v = self.before(run.streams, run.cos, run.sin)
+        return self.after(run.streams, run.attend(index, q, k, v))
+
+    def before(self, streams: Streams, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What attention takes."""
         normed = tuple(getattr(self, "input_layernorm" + e)(x) for e, x in zip(EXPERTS, streams))
-        streams = tuple(x + y for x, y in zip(streams, self.self_attn(normed, cos, sin, attend)))
+        return self.self_attn.project(normed, cos, sin)
+
+    def after(self, streams: Streams, attended: Tensor) -> Streams:
+        """What attention gave, and the MLPs, added to the streams."""
+        updates = self.self_attn.output([x.shape[1] for x in streams], attended)
+        streams = tuple(x + y for x, y in zip(streams, updates))
         return tuple(
             x + getattr(self, "mlp" + e)(getattr(self, "post_attention_layernorm" + e)(x))
             for e, x in zip(EXPERTS, streams)
@@ -213,11 +261,11 @@ class Decoder(nn.Module):
             norm = operations.RMSNorm(config.hidden_size, eps=config.rms_norm_eps, **factory)
             self.add_module(f"norm{expert}", norm)
 
-    def forward(self, streams: Streams, cos: Tensor, sin: Tensor, attend: Attend) -> Streams:
+    def forward(self, runs: Sequence[Run]) -> list[Streams]:
         """All layers, without the final norms: each caller needs one stream of the result at most."""
         for index, layer in enumerate(self.layers):
-            streams = layer(streams, cos, sin, partial(attend, index))
-        return streams
+            runs = layer(index, runs)
+        return [run.streams for run in runs]
 
 
 class LanguageModel(nn.Module):
@@ -363,28 +411,55 @@ class LanceTransformer(nn.Module):
             out = join(out)
             return out if to_streams is None else out.index_select(1, to_streams)
 
-        self.language_model.model(streams, cos, sin, attend)
+        self.language_model.model([Run(streams, cos, sin, attend)])
         return Context(tuple(layers))
 
     def denoise(
         self, rows: Tensor, t: Tensor, block: NoiseBlock, context: Context, attention: Attention | None = None
     ) -> Tensor:
-        """Velocity (from data to noise) of the noise block's rows, `[B, N, 48]`, in the block's dtype.
+        """Velocity of one branch, as `velocities` gives it."""
+        return self.velocities(rows, t, [Branch(context, block)], attention=attention)[0]
 
-        rows `[B, N, 48]` normalised latents; t `[B, n]` as in `embed_latent`. Nothing is kept.
+    def velocities(
+        self,
+        rows: Tensor,
+        t: Tensor,
+        branches: Sequence[Branch],
+        *,
+        together: bool = False,
+        attention: Attention | None = None,
+    ) -> list[Tensor]:
+        """Velocities (from data to noise) of the same rows on each branch, `[B, N, 48]`, in the blocks' dtype.
+
+        rows `[B, N, 48]` normalised latents; t `[B, n]` as in `embed_latent`. together: the branches as one batch, so
+        that there are half as many operations and twice the working memory; otherwise in turn, layer by layer.
         """
-        batch = rows.shape[0]
-        gen = self.embed_latent(rows, t, block.position_rows)
-        und = block.boundaries.expand(batch, -1, -1)
+        gen = self.embed_latent(rows, t, branches[0].block.position_rows)
+        groups = [branches] if together else [[branch] for branch in branches]
+        results = self.language_model.model([self.noise_run(gen, group, attention) for group in groups])
+        norm = self.language_model.model.norm_moe_gen
+        return [v for _, x in results for v in self.llm2vae(norm(x)).split(len(rows))]
+
+    def noise_run(self, gen: Tensor, branches: Sequence[Branch], attention: Attention | None) -> Run:
+        """The noise blocks of these branches, embedded rows `[B, N, D]` each, as one batch."""
+        batch, count = len(gen), len(branches)
+        und = torch.cat([branch.block.boundaries.expand(batch, -1, -1) for branch in branches])
+        cos, sin = branches[0].block.cos, branches[0].block.sin
+        if count > 1:
+            gen = gen.repeat(count, 1, 1)
+            cos = torch.stack([branch.block.cos for branch in branches]).repeat_interleave(batch, 0)
+            sin = torch.stack([branch.block.sin for branch in branches]).repeat_interleave(batch, 0)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            pieces = context.layers[layer]
-            if batch > 1:
-                pieces = tuple(tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in pieces)
-            return self.attend(q, *joined((*pieces, (k, v))), attention=attention)
+            out = []
+            for branch, *own in zip(branches, q.split(batch), k.split(batch), v.split(batch)):
+                pieces = branch.context.layers[layer]
+                if batch > 1:
+                    pieces = tuple(tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in pieces)
+                out.append(self.attend(own[0], *joined((*pieces, (own[1], own[2]))), attention=attention))
+            return out[0] if count == 1 else torch.cat(out)
 
-        _, gen = self.language_model.model((und, gen), block.cos, block.sin, attend)
-        return self.llm2vae(self.language_model.model.norm_moe_gen(gen))
+        return Run((und, gen), cos, sin, attend)
 
     def decode(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache) -> Tensor:
         """Logits `[vocab_size]` after one more token, ids `[1]`, by which the cache grows.
@@ -395,7 +470,7 @@ class LanceTransformer(nn.Module):
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attend(q, *cache.append(layer, k, v))
 
-        (x,) = self.language_model.model((self.embed_text(ids, cache.dtype),), cos, sin, attend)
+        ((x,),) = self.language_model.model([Run((self.embed_text(ids, cache.dtype),), cos, sin, attend)])
         cache.length += 1
         return self.language_model.lm_head(self.language_model.model.norm(x))[0, -1]
 
