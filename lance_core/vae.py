@@ -1,23 +1,21 @@
-"""The Wan 2.2 causal 3-D VAE: 16x in space, 4x in time, 48 channels; streaming in time, tiled in space for decoding.
+"""The Wan 2.2 causal 3-D VAE: 16x in space, 4x in time, 48 channels; frame by frame, in exact tiles for decoding.
 
 Parameter names are those of the released `Wan2.2_VAE.pth` (official file: modeling/vae/wan/vae2_2.py).
-Letters: B batch, F pixel frames, H W pixels, T h w latent frames, rows and columns. Inside the networks an activation
-is `[b, c, t, h, w]` at the resolution of its stage.
+Letters: B batch, F pixel frames, H W pixels, T h w latent frames, rows and columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from .errors import LanceError
+from .vae_layers import DownStage, Head, Moment, UpStage, causal_conv3d, middle, run
 
 # Statistics of the 48 channels, published with Wan 2.2: normalised latent = (raw - mean) / std.
 LATENT_MEAN = (
@@ -102,220 +100,14 @@ def _not_wan22(name: str, found: tuple | None, expected: object) -> LanceError:
     )
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """One step of a stream through time: its place in the clip, and what the causal layers kept of the frames before.
-
-    `past` is made anew for every clip and shared by its chunks.
-    """
-
-    first: bool
-    last: bool
-    past: dict[nn.Module, Tensor]
-
-    def recall(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """x `[b, c, t, h, w]` behind the frames that `layer` kept."""
-        past = self.past.pop(layer, None)
-        return x if past is None else torch.cat((past, x), dim=2)
-
-    def keep(self, layer: nn.Module, frames: Tensor) -> None:
-        """Keeps frames for the layer's next chunk; a copy, so that the rest of the activation is freed."""
-        if not self.last:
-            self.past[layer] = frames.contiguous()
-
-
-@cache
-def _causal_conv3d(operations: object) -> type[nn.Conv3d]:
-    class CausalConv3d(operations.Conv3d):
-        """A 3-D convolution that sees the present and the past; before the first frame lie zeros."""
-
-        def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int, int], stride: int = 1, **factory):
-            same = (0, kernel[1] // 2, kernel[2] // 2)
-            super().__init__(inputs, outputs, kernel, stride=(stride, 1, 1), padding=same, **factory)
-            self.reach = kernel[0] - stride
-
-        def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-            frames = x.shape[2]
-            seen = chunk.recall(self, x)
-            if self.reach:
-                chunk.keep(self, seen[:, :, -self.reach :])
-            if frames > 1:
-                seen = F.pad(seen, (0, 0, 0, 0, self.reach + frames - seen.shape[2], 0))
-            return super().forward(seen)
-
-        def _conv_forward(self, input: Tensor, weight: Tensor, *args, **kwargs) -> Tensor:
-            # A single frame with less past than taps: the taps that would meet only zeros are left out.
-            return super()._conv_forward(input, weight[:, :, -input.shape[2] :], *args, **kwargs)
-
-    return CausalConv3d
-
-
-class ChannelNorm(nn.Module):
-    """L2 normalisation over the channels times sqrt(c) and a learned gain; computed in float32, eps 1e-12."""
-
-    def __init__(self, channels: int, axes: int, **factory):
-        super().__init__()
-        self.gamma = nn.Parameter(torch.ones(channels, *(1,) * axes, **factory))
-
-    def forward(self, x: Tensor) -> Tensor:
-        gain = self.gamma.to(x.device, torch.float32) * self.gamma.shape[0] ** 0.5
-        return (F.normalize(x.float(), dim=1, eps=1e-12) * gain).to(x.dtype)
-
-
-class ResidualBlock(nn.Module):
-    """Two causal 3x3x3 convolutions, each after norm and SiLU, around a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, operations: object, **factory):
-        super().__init__()
-        conv3d = _causal_conv3d(operations)
-        self.residual = nn.ModuleDict(
-            {
-                "0": ChannelNorm(inputs, 3, **factory),
-                "2": conv3d(inputs, outputs, (3, 3, 3), **factory),
-                "3": ChannelNorm(outputs, 3, **factory),
-                "6": conv3d(outputs, outputs, (3, 3, 3), **factory),
-            }
-        )
-        self.shortcut = None if inputs == outputs else conv3d(inputs, outputs, (1, 1, 1), **factory)
-
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        y = self.residual["2"](F.silu(self.residual["0"](x)), chunk)
-        y = self.residual["6"](F.silu(self.residual["3"](y)), chunk)
-        return y + (x if self.shortcut is None else self.shortcut(x, chunk))
-
-
-class FrameAttention(nn.Module):
-    """Full self-attention inside each frame, one head."""
-
-    def __init__(self, channels: int, operations: object, **factory):
-        super().__init__()
-        self.norm = ChannelNorm(channels, 2, **factory)
-        self.to_qkv = operations.Conv2d(channels, 3 * channels, 1, **factory)
-        self.proj = operations.Conv2d(channels, channels, 1, **factory)
-
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        b, _, t, h, w = x.shape
-        qkv = self.to_qkv(self.norm(rearrange(x, "b c t h w -> (b t) c h w")))
-        q, k, v = rearrange(qkv, "bt (qkv c) h w -> qkv bt 1 (h w) c", qkv=3)
-        y = F.scaled_dot_product_attention(q, k, v)
-        y = self.proj(rearrange(y, "bt 1 (h w) c -> bt c h w", h=h, w=w))
-        return x + rearrange(y, "(b t) c h w -> b c t h w", b=b, t=t)
-
-
-class Downsample(nn.Module):
-    """Halves rows and columns and, if `time`, the frames after the clip's first."""
-
-    def __init__(self, channels: int, time: bool, operations: object, **factory):
-        super().__init__()
-        self.resample = nn.ModuleDict({"1": operations.Conv2d(channels, channels, 3, stride=2, **factory)})
-        conv3d = _causal_conv3d(operations)
-        self.time_conv = conv3d(channels, channels, (3, 1, 1), stride=2, **factory) if time else None
-
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        b = x.shape[0]
-        x = F.pad(rearrange(x, "b c t h w -> (b t) c h w"), (0, 1, 0, 1))
-        x = rearrange(self.resample["1"](x), "(b t) c h w -> b c t h w", b=b)
-        if self.time_conv is None:
-            return x
-        if chunk.first:
-            chunk.keep(self.time_conv, x)
-            return x
-        return self.time_conv(x, chunk)
-
-
-class Upsample(nn.Module):
-    """Doubles rows and columns and, if `time`, the frames after the clip's first latent frame."""
-
-    def __init__(self, channels: int, time: bool, operations: object, **factory):
-        super().__init__()
-        self.resample = nn.ModuleDict({"1": operations.Conv2d(channels, channels, 3, padding=1, **factory)})
-        conv3d = _causal_conv3d(operations)
-        self.time_conv = conv3d(channels, 2 * channels, (3, 1, 1), **factory) if time else None
-
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        b = x.shape[0]
-        if self.time_conv is not None and not chunk.first:
-            x = rearrange(self.time_conv(x, chunk), "b (p c) t h w -> b c (t p) h w", p=2)
-        x = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest-exact")
-        return rearrange(self.resample["1"](x), "(b t) c h w -> b c t h w", b=b)
-
-
-def average_down(x: Tensor, channels: int, time: int, space: int) -> Tensor:
-    """The encoder's shortcut: folds `time` x `space` x `space` cells into channels, then averages groups of them.
-
-    `[b, c, t, h, w]` -> `[b, channels, ceil(t / time), h / space, w / space]`; an odd first frame has zeros before it.
-    """
-    x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % time, 0)) if x.shape[2] % time else x
-    x = reduce(x, "b c (t p) (h q) (w r) -> b (c p) t h w", "mean", p=time, q=space, r=space)
-    return reduce(x, "b (c g) t h w -> b c t h w", "mean", c=channels)
-
-
-def repeat_up(x: Tensor, channels: int, time: int, space: int) -> Tensor:
-    """The decoder's shortcut: repeats channels, then unfolds them into `time` x `space` x `space` cells.
-
-    `[b, c, t, h, w]` -> `[b, channels, t * time, h * space, w * space]`.
-    """
-    x = repeat(x, "b c t h w -> b (c g) t h w", g=channels * time * space * space // x.shape[1])
-    return rearrange(x, "b (c p q r) t h w -> b c (t p) (h q) (w r)", c=channels, p=time, q=space, r=space)
-
-
-class DownStage(nn.Module):
-    """Residual blocks, then (except in the last stage) a Downsample, around an averaging shortcut."""
-
-    def __init__(
-        self, inputs: int, outputs: int, blocks: int, *, time: bool, space: bool, operations: object, **factory
-    ):
-        super().__init__()
-        self.channels, self.time, self.space = outputs, 1 + time, 1 + space
-        layers = [ResidualBlock(outputs if i else inputs, outputs, operations, **factory) for i in range(blocks)]
-        if space:
-            layers.append(Downsample(outputs, time, operations, **factory))
-        self.downsamples = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        return _run(self.downsamples, x, chunk) + average_down(x, self.channels, self.time, self.space)
-
-
-class UpStage(nn.Module):
-    """Residual blocks, then (except in the last stage) an Upsample around a repeating shortcut."""
-
-    def __init__(
-        self, inputs: int, outputs: int, blocks: int, *, time: bool, space: bool, operations: object, **factory
-    ):
-        super().__init__()
-        self.channels, self.time, self.space = outputs, 1 + time, 1 + space
-        layers = [ResidualBlock(outputs if i else inputs, outputs, operations, **factory) for i in range(blocks)]
-        if space:
-            layers.append(Upsample(outputs, time, operations, **factory))
-        self.upsamples = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        y = _run(self.upsamples, x, chunk)
-        if self.space == 1:
-            return y
-        shortcut = repeat_up(x, self.channels, self.time, self.space)
-        return y + shortcut[:, :, -y.shape[2] :]
-
-
-class Head(nn.ModuleDict):
-    """Norm, SiLU and the last causal convolution."""
-
-    def __init__(self, inputs: int, outputs: int, operations: object, **factory):
-        conv = _causal_conv3d(operations)(inputs, outputs, (3, 3, 3), **factory)
-        super().__init__({"0": ChannelNorm(inputs, 3, **factory), "2": conv})
-
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        return self["2"](F.silu(self["0"](x)), chunk)
-
-
 class Encoder(nn.Module):
-    """A chunk of patchified frames `[B, 12, 1 or 4, H/2, W/2]` -> `[B, 96, 1, h, w]`."""
+    """A patchified frame `[B, 12, H/2, W/2]` -> `[B, 96, h, w]`, or None until a latent frame is complete."""
 
     def __init__(self, config: VAEConfig, operations: object, **factory):
         super().__init__()
         widths = [config.encoder_width * m for m in (1, *config.multipliers)]
         last = len(config.multipliers) - 1
-        conv3d = _causal_conv3d(operations)
+        conv3d = causal_conv3d(operations)
         self.conv1 = conv3d(3 * config.patch**2, widths[0], (3, 3, 3), **factory)
         self.downsamples = nn.ModuleList(
             DownStage(
@@ -329,24 +121,31 @@ class Encoder(nn.Module):
             )
             for i in range(last + 1)
         )
-        self.middle = _middle(widths[-1], operations, **factory)
+        self.middle = middle(widths[-1], operations, **factory)
         self.head = Head(widths[-1], 2 * config.latent_channels, operations, **factory)
 
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        return _run((self.conv1, *self.downsamples, *self.middle, self.head), x, chunk)
+    def forward(self, x: Tensor, moment: Moment) -> Tensor | None:
+        return run((self.conv1, *self.downsamples, *self.middle, self.head), x, moment)
+
+
+# Rows and columns of every stage's input, and of the result.
+Windows = Sequence[tuple[slice, slice]]
 
 
 class Decoder(nn.Module):
-    """A latent frame `[B, 48, 1, h, w]` -> a chunk of patchified frames `[B, 12, 1 or 4, H/2, W/2]`."""
+    """A latent frame `[B, 48, h, w]` -> patchified frames `[B, 12, H/2, W/2]`: one of the clip's first, else four.
+
+    In two parts: `begin`, whose attention needs the whole frame, and `finish`, which may go tile by tile.
+    """
 
     def __init__(self, config: VAEConfig, operations: object, **factory):
         super().__init__()
         multipliers = config.multipliers[::-1]
         widths = [config.decoder_width * m for m in (multipliers[0], *multipliers)]
         last = len(multipliers) - 1
-        conv3d = _causal_conv3d(operations)
+        conv3d = causal_conv3d(operations)
         self.conv1 = conv3d(config.latent_channels, widths[0], (3, 3, 3), **factory)
-        self.middle = _middle(widths[0], operations, **factory)
+        self.middle = middle(widths[0], operations, **factory)
         self.upsamples = nn.ModuleList(
             UpStage(
                 widths[i],
@@ -361,8 +160,44 @@ class Decoder(nn.Module):
         )
         self.head = Head(widths[-1], 3 * config.patch**2, operations, **factory)
 
-    def forward(self, x: Tensor, chunk: Chunk) -> Tensor:
-        return _run((self.conv1, *self.middle, *self.upsamples, self.head), x, chunk)
+    def begin(self, x: Tensor, moment: Moment) -> Tensor:
+        """The frame before the upsampling stages, in latent rows and columns."""
+        return run((self.conv1, *self.middle), x, moment)
+
+    def finish(self, x: Tensor, moment: Moment, windows: Windows) -> Iterator[Tensor]:
+        """The frames of what `begin` returned, depth first: each is finished before the next is made."""
+        waiting = [(0, x, moment)]
+        while waiting:
+            depth, x, moment = waiting.pop()
+            if depth == len(self.upsamples):
+                yield self.head(x, moment)[(..., *windows[depth])]
+                continue
+            frames = self.upsamples[depth](x[(..., *windows[depth])], moment)
+            waiting += [(depth + 1, *frame) for frame in reversed(frames)]
+            del x, frames
+
+    def windows(self, span: slice, size: int) -> list[slice]:
+        """Along an axis of `size` latents: what of every stage's input, and of the result, to go on with.
+
+        No more than the pixels of `span` depend on. Each window counts from where the one before it begins.
+        """
+        windows, begin, scale = [], 0, 1
+        for space, margin in zip((*(stage.space for stage in self.upsamples), 1), (*self._margins(), 0)):
+            start = max(0, span.start * scale - margin)
+            stop = min(size * scale, span.stop * scale + margin)
+            windows.append(slice(start - begin, stop - begin))
+            begin, scale = start * space, scale * space
+        return windows
+
+    def _margins(self) -> list[int]:
+        """Per stage, how many cells of its input around a region matter for the pixels in it."""
+        cells, margins = 1, []  # the head's convolution
+        for stage in reversed(self.upsamples):
+            if stage.space > 1:
+                cells = -(-(cells + 1) // stage.space)
+            cells += stage.reach
+            margins.append(cells)
+        return margins[::-1]
 
 
 class WanVAE(nn.Module):
@@ -382,7 +217,7 @@ class WanVAE(nn.Module):
         super().__init__()
         self.config = config
         factory = {"dtype": dtype, "device": device}
-        conv3d = _causal_conv3d(operations)
+        conv3d = causal_conv3d(operations)
         channels = config.latent_channels
         self.encoder = Encoder(config, operations, **factory)
         self.conv1 = conv3d(2 * channels, 2 * channels, (1, 1, 1), **factory)
@@ -392,9 +227,9 @@ class WanVAE(nn.Module):
     def encode(self, frames: Tensor, on_chunk: Callable[[int, int], None] | None = None) -> tuple[Tensor, Tensor]:
         """Frames `[B, 3, F, H, W]` in -1..1 -> raw mean and log-variance of the posterior, both `[B, 48, T, h, w]`.
 
-        Frames are taken in chunks 1, 4, 4, ... and T = 1 + (F - 1) // 4: up to three frames left over at the end are
-        dropped. `on_chunk(done, total)` is called after each chunk and may raise to stop. Raises LanceError for other
-        shapes, or where H or W is not a multiple of 16.
+        T = 1 + (F - 1) // 4: up to three frames left over at the end are dropped. `on_chunk(done, total)` is called
+        after each latent frame and may raise to stop. Raises LanceError for other shapes, or where H or W is not a
+        multiple of 16.
         """
         size = self.config.space_factor
         if frames.ndim != 5 or frames.shape[1] != 3 or 0 in frames.shape or any(n % size for n in frames.shape[3:]):
@@ -403,25 +238,36 @@ class WanVAE(nn.Module):
                 f"with height and width multiples of {size}."
             )
         total = 1 + (frames.shape[2] - 1) // self.config.time_factor
+        used = frames[:, :, : 1 + self.config.time_factor * (total - 1)].unbind(2)
         q = self.config.patch
         moments = []
-        for chunk, span in self._chunks(total):
-            x = rearrange(frames[:, :, span], "b c f (h q) (w r) -> b (c r q) f h w", q=q, r=q)
-            moments.append(self.conv1(self.encoder(x, chunk), chunk))
+        for frame, moment in zip(used, clip(len(used))):
+            x = rearrange(frame, "b c (h q) (w r) -> b (c r q) h w", q=q, r=q)
+            x = self.encoder(in_fast_layout(x), moment)
+            if x is None:
+                continue
+            moments.append(self.conv1(x, moment))
             if on_chunk:
                 on_chunk(len(moments), total)
-        mean, logvar = torch.cat(moments, dim=2).chunk(2, dim=1)
+        mean, logvar = torch.stack(moments, dim=2).chunk(2, dim=1)
         return mean, logvar
 
     def decode(
-        self, latent: Tensor, *, tile: int | None = None, on_chunk: Callable[[int, int], None] | None = None
+        self,
+        latent: Tensor,
+        *,
+        tile: int | None = None,
+        device: torch.device | str | None = None,
+        on_chunk: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Raw latent `[B, 48, T, h, w]` -> frames `[B, 3, 4(T-1)+1, 16h, 16w]`, clamped to -1..1.
 
-        `tile` is the side of a tile in latent rows and columns (at least 2); tiles overlap by a quarter and are blended
-        linearly. Each frame has full attention in the middle of the decoder, which a tile limits to itself: a tiled
-        result is an approximation of the whole one (None), for less memory. `on_chunk(done, total)` is called after
-        each latent frame of each tile and may raise to stop. Raises LanceError for other shapes or tiles.
+        tile: the largest side, in latent rows and columns (at least 2), of tiles that are decoded one after the other;
+        None decodes whole frames. The attention in the middle of the decoder sees whole frames either way, and a tile
+        is decoded with all that its pixels depend on, so the result is the same to rounding, for less memory and more
+        computation. device: where the frames are collected, one by one; None: where the latent is.
+        `on_chunk(done, total)` is called after each latent frame of each tile and may raise to stop. Raises LanceError
+        for other shapes or tiles.
         """
         if latent.ndim != 5 or latent.shape[1] != self.config.latent_channels or 0 in latent.shape:
             raise LanceError(
@@ -431,68 +277,52 @@ class WanVAE(nn.Module):
         if tile is not None and tile < 2:
             raise LanceError(f"The VAE cannot decode in tiles of {tile}: give a tile of 2 latent rows or more.")
         b, _, t, h, w = latent.shape
-        scale = self.config.space_factor
-        rows = tile_axis(h, tile or h, scale)
-        columns = tile_axis(w, tile or w, scale)
-        tiles = list(product(rows, columns))
+        scale, q = self.config.space_factor, self.config.patch
         size = (b, 3, 1 + self.config.time_factor * (t - 1), h * scale, w * scale)
-        out = latent.new_zeros(size, dtype=torch.float32 if len(tiles) > 1 else latent.dtype)  # tiles are added up
-        q = self.config.patch
-        for index, ((row, row_weight), (column, column_weight)) in enumerate(tiles):
-            target = out[..., _scaled(row, scale), _scaled(column, scale)]
-            weight = torch.outer(row_weight, column_weight).to(out)
-            frames = latent[..., row, column].split(1, dim=2)
-            for done, (frame, (chunk, span)) in enumerate(zip(frames, self._chunks(t)), start=1):
-                x = self.decoder(self.conv2(frame, chunk), chunk)
-                x = rearrange(x, "b (c r q) f h w -> b c f (h q) (w r)", q=q, r=q)
-                target[:, :, span] += x.clamp(-1.0, 1.0) * weight
+        out = torch.empty(size, dtype=latent.dtype, device=device or latent.device)
+        tiles = list(product(spans(h, tile or h), spans(w, tile or w)))
+        starts = self._begin(latent)
+        if len(tiles) > 1:
+            starts = list(starts)
+        for index, (rows, columns) in enumerate(tiles):
+            windows = list(zip(self.decoder.windows(rows, h), self.decoder.windows(columns, w)))
+            target = out[..., _scaled(rows, scale), _scaled(columns, scale)]
+            number = 0
+            for done, (x, moment) in enumerate(zip(starts, clip(t)), start=1):
+                for frame in self.decoder.finish(x, moment, windows):
+                    pixels = rearrange(frame, "b (c r q) h w -> b c (h q) (w r)", q=q, r=q)
+                    target[:, :, number] = pixels.clamp(-1.0, 1.0)
+                    number += 1
                 if on_chunk:
                     on_chunk(index * t + done, len(tiles) * t)
-        return out.to(latent.dtype)
+        return out
 
-    def _chunks(self, total: int) -> Iterator[tuple[Chunk, slice]]:
-        """The chunks of one clip, each with its pixel frames: 1, then `time_factor` each."""
-        past: dict[nn.Module, Tensor] = {}
-        step = self.config.time_factor
-        for index in range(total):
-            span = slice(max(0, 1 + step * (index - 1)), 1 + step * index)
-            yield Chunk(first=index == 0, last=index == total - 1, past=past), span
+    def _begin(self, latent: Tensor) -> Iterator[Tensor]:
+        for frame, moment in zip(latent.unbind(2), clip(latent.shape[2])):
+            yield self.decoder.begin(self.conv2(in_fast_layout(frame), moment), moment)
 
 
-def tile_axis(size: int, tile: int, scale: int) -> list[tuple[slice, Tensor]]:
-    """Evenly spread tiles along an axis of `size` latents: each tile's span, and its pixels' weights `[span * scale]`.
+def clip(length: int) -> Iterator[Moment]:
+    """The places of a new clip's frames."""
+    past: dict[nn.Module, tuple[Tensor, ...]] = {}
+    for index in range(length):
+        yield Moment(first=index == 0, last=index == length - 1, past=past)
 
-    Neighbours overlap by at least a quarter of a tile; weights rise linearly over it and sum to one everywhere.
+
+def in_fast_layout(x: Tensor) -> Tensor:
+    """x `[b, c, h, w]` with the channels last in memory where convolutions are known to like it, which then keep it so.
+
+    That is on CPUs, and on NVIDIA GPUs in half precision, whose tensor cores take no other layout.
     """
-    tile = min(tile, size)
-    overlap = max(1, tile // 4)
-    count = 1 if tile == size else -((overlap - size) // (tile - overlap))
-    starts = [i * (size - tile) // max(1, count - 1) for i in range(count)]
-    position = torch.arange(tile * scale) + 0.5
-    ramp = (torch.minimum(position, tile * scale - position) / (overlap * scale)).clamp(max=1.0)
-    weights = torch.zeros(count, size * scale)
-    spans = [slice(start, start + tile) for start in starts]
-    for weight, span in zip(weights, spans):
-        weight[_scaled(span, scale)] = ramp
-    weights = weights / weights.sum(dim=0)
-    return [(span, weight[_scaled(span, scale)]) for span, weight in zip(spans, weights)]
+    half_on_cuda = x.is_cuda and torch.version.cuda is not None and x.dtype in (torch.float16, torch.bfloat16)
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" or half_on_cuda else x
+
+
+def spans(size: int, tile: int) -> list[slice]:
+    """The fewest stretches of at most `tile` that cover an axis of `size`, as equal as can be."""
+    count = -(-size // tile)
+    return [slice(i * size // count, (i + 1) * size // count) for i in range(count)]
 
 
 def _scaled(span: slice, scale: int) -> slice:
     return slice(span.start * scale, span.stop * scale)
-
-
-def _middle(channels: int, operations: object, **factory) -> nn.ModuleList:
-    return nn.ModuleList(
-        (
-            ResidualBlock(channels, channels, operations, **factory),
-            FrameAttention(channels, operations, **factory),
-            ResidualBlock(channels, channels, operations, **factory),
-        )
-    )
-
-
-def _run(layers: Iterable[nn.Module], x: Tensor, chunk: Chunk) -> Tensor:
-    for layer in layers:
-        x = layer(x, chunk)
-    return x
