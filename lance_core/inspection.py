@@ -22,6 +22,7 @@ from .checkpoint import (
 from .config import TextConfig
 from .errors import LanceError
 from .layout import VAE_WEIGHTS, VISION_WEIGHTS, find_checkpoint, remedy, remedy_of
+from .packing import stored_formats
 from .storage import Stored, read_header
 
 
@@ -32,6 +33,7 @@ class Inspection:
     folder: Path
     variant: str
     files: tuple[tuple[Path, int, str], ...]  # path, bytes, stored types
+    formats: tuple[str, ...]  # of quantised weights
     parameters: Mapping[str, int]  # by part of the model
     position_rows: int | None
     tokens: int | None
@@ -43,6 +45,8 @@ class Inspection:
         rows += [("", "", "")]
         rows += [(part, f"{count / 1e6:,.3f} M", "parameters") for part, count in self.parameters.items()]
         rows += [("total", f"{sum(self.parameters.values()) / 1e6:,.3f} M", "parameters"), ("", "", "")]
+        if self.formats:
+            rows.append(("quantised", ", ".join(self.formats), "weights"))
         if self.position_rows is not None:
             rows.append(("position table", f"{self.position_rows:,}", "rows"))
         if self.tokens is not None:
@@ -78,6 +82,7 @@ def inspect(path: str | Path) -> Inspection:
     config = attempt(lambda: read_config(files), None)
     if config and (files.language_model is None or parts and readable.keys() >= set(parts)):
         problems += attempt(lambda: list(language_problems(files, contents, config)), [])
+    formats = attempt(lambda: stored_formats(contents.language), {})
     if config:
         problems += attempt(lambda: list(vision_problems(files, contents, config)), [])
     attempt(lambda: checked_vae_config(contents), None)
@@ -92,10 +97,11 @@ def inspect(path: str | Path) -> Inspection:
         folder=files.folder,
         variant=files.variant,
         files=tuple((file, _size(file), _types(header)) for file, header in headers.items()),
-        parameters=_count(contents),
+        formats=tuple(sorted(set(formats.values()))),
+        parameters=_count(contents, formats),
         position_rows=contents.position_table.shape[0] if contents.position_table else None,
         tokens=len(tokenizer) if tokenizer else None,
-        problems=tuple(problems),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
@@ -107,11 +113,17 @@ def _types(header: Mapping[str, Stored] | None) -> str:
     return "unreadable" if header is None else ", ".join(sorted({stored.dtype for stored in header.values()}))
 
 
-def _count(contents: Contents) -> dict[str, int]:
-    """Parameters by part of the model."""
+def _count(contents: Contents, formats: Mapping[str, str]) -> dict[str, int]:
+    """Parameters by part of the model; formats: of quantised layers.
+
+    Scales and markers are none; inputs that fill up a group of four-bit weights are.
+    """
     parts = dict.fromkeys(("embeddings", "understanding expert", "generation expert", "lm_head", "connectors"), 0)
     for name, stored in contents.language.items():
-        parts[_part(name)] += prod(stored.shape)
+        layer, _, part = name.rpartition(".")
+        if layer not in formats or part in ("weight", "bias"):
+            packed = part == "weight" and formats.get(layer) in ("int4", "nf4")  # two in a byte
+            parts[_part(name)] += prod(stored.shape) * (2 if packed else 1)
     parts["vision tower"] = sum(prod(stored.shape) for stored in contents.vision.values())
     parts["VAE"] = sum(prod(stored.shape) for stored in contents.vae.values())
     return parts

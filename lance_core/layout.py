@@ -20,6 +20,7 @@ WEIGHTS, EMA_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "ema.safetensors", "m
 VISION_WEIGHTS = f"{VISION_FOLDER}/vit.safetensors"
 VISION_CONFIG = f"{VISION_FOLDER}/config.json"
 VAE_WEIGHTS = "Wan2.2_VAE.pth"
+SINGLE_SUFFIXES = (".safetensors", ".gguf")  # of a language model that is one file
 VAE_NAMES = (VAE_WEIGHTS, "Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors")
 
 
@@ -41,15 +42,15 @@ def find_checkpoint(path: str | Path) -> CheckpointFiles:
     """The files of the checkpoint at `path`, of which any may be missing; nothing is opened.
 
     `path` is a folder in the release's layout that holds one language model, a language model's folder, or a single
-    safetensors file (its configuration and tokenizer beside it). Vision tower and VAE are looked for in the language
-    model's folder and in the one above. Raises LanceError where there is no checkpoint, or more than one.
+    safetensors or GGUF file (its configuration and tokenizer beside it). Vision tower and VAE are looked for in the
+    language model's folder and in the one above. Raises LanceError where there is no checkpoint, or more than one.
     """
     if not isinstance(path, (str, Path)):
         raise LanceError(f"the checkpoint's path is {type(path).__name__}: give the path of a folder or a file.")
     path = Path(path).expanduser()
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise LanceError(f"{path} is not a checkpoint; give a .safetensors file or a release's folder.")
+        if path.suffix not in SINGLE_SUFFIXES:
+            raise LanceError(f"{path} is not a checkpoint; give a .safetensors or .gguf file or a release's folder.")
         return _files(path.parent, path, "video" if "video" in path.stem.lower() else _variant(path.parent))
     if not path.is_dir():
         raise LanceError(f"{path} does not exist; get Lance with `{download_command('', path)}`.")
@@ -75,7 +76,7 @@ def list_checkpoints(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    files = [path for path in entries if path.suffix == ".safetensors" and path.name not in VAE_NAMES]
+    files = [path for path in entries if path.suffix in SINGLE_SUFFIXES and path.name not in VAE_NAMES]
     inside = [path / name for path in entries for name in ("", *LANGUAGE_FOLDERS.values())]
     return [path.relative_to(folder).as_posix() for path in (*(p for p in inside if _weights(p)), *files)]
 

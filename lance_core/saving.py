@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,23 +38,35 @@ def save_checkpoint(
     with `overwrite`, only where that is more than a checkpoint.
     """
     folder = Path(folder).expanduser()
+    with replacing_folder(folder, overwrite) as fresh:
+        _write(fresh, lance, tokenizer_specification, variant, dtype)
+    return folder
+
+
+@contextmanager
+def replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """A path for a new folder that takes the other's place once it is complete; raises LanceError as above."""
+    check_replaceable(folder, overwrite)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+            fresh, old = Path(temporary, "new"), Path(temporary, "old")
+            yield fresh
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(fresh, folder)
+    except OSError as error:
+        raise LanceError(f"{folder} cannot be written ({error.strerror}); name another folder.") from None
+
+
+def check_replaceable(folder: Path, overwrite: bool) -> None:
+    """Raises LanceError where a folder holds something already; with `overwrite`, where it is no checkpoint."""
     held = _held(folder)
     layout = {*LANGUAGE_FOLDERS.values(), VISION_FOLDER, VAE_WEIGHTS}
     if held and not overwrite:
         raise LanceError(f"{folder} is not empty; name a new folder, or allow it to be overwritten.")
     if not held <= layout:
         raise LanceError(f"{folder} holds more than a Lance checkpoint ({min(held - layout)}); name a new folder.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            fresh, old = Path(temporary, "new"), Path(temporary, "old")
-            _write(fresh, lance, tokenizer_specification, variant, dtype)
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(fresh, folder)
-    except OSError as error:
-        raise LanceError(f"{folder} cannot be written ({error.strerror}); name another folder.") from None
-    return folder
 
 
 def _held(folder: Path) -> set[str]:

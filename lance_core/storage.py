@@ -10,19 +10,26 @@ import pickle
 import struct
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from . import gguf
 from .errors import LanceError
 from .layout import REPOSITORY, VAE_WEIGHTS
 
 STORED_TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+PACKED_TYPES = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8, "U8": torch.uint8}  # of quantised weights
+FILE_TYPES = STORED_TYPES | PACKED_TYPES
 CHUNK = 2**23  # elements that are read at once: 32 MB of float32
+GGUF_CHUNK = 2**20  # the same of a GGUF file, whose numbers need several times their size while they are unpacked
 MAPPED = 2**28  # bytes of a `.pth` that are mapped before its pages are given back
 
 
@@ -31,13 +38,13 @@ class Stored(NamedTuple):
 
     file: Path
     name: str
-    dtype: str  # "F32", "BF16", "F16": the names of safetensors
+    dtype: str  # "F32", "BF16", ...: the names of safetensors, or those of GGUF
     shape: tuple[int, ...]
     offset: int | None  # of its first byte in the file; None in a `.pth`
 
 
 def read_header(path: str | Path, cure: str = "download it again") -> dict[str, Stored]:
-    """Every tensor of a `.safetensors` or `.pth` file, by name, without reading its data.
+    """Every tensor of a `.safetensors`, `.gguf` or `.pth` file, by name, without reading its data.
 
     A `.pth` is unpickled with `weights_only`: nothing in it runs. cure: what a message about a damaged file advises.
     Raises LanceError for a file that is missing, cut off, damaged, or whose header contradicts itself.
@@ -45,6 +52,8 @@ def read_header(path: str | Path, cure: str = "download it again") -> dict[str, 
     path = Path(path)
     if not path.is_file():
         raise LanceError(f"{path} does not exist; download it into {path.parent}.")
+    if path.suffix == ".gguf":
+        return {e.name: Stored(path, e.name, e.type, e.shape, e.offset) for e in gguf.read_entries(path, cure)}
     return _pickle_header(path) if path.suffix == ".pth" else _safetensors_header(path, cure)
 
 
@@ -56,9 +65,7 @@ def _safetensors_header(path: Path, cure: str) -> dict[str, Stored]:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
     except (OSError, SafetensorError, ValueError, struct.error) as error:
-        raise LanceError(
-            f"{path} cannot be read, it is cut off or damaged ({brief(error)}); {cure}."
-        ) from None
+        raise LanceError(f"{path} cannot be read, it is cut off or damaged ({brief(error)}); {cure}.") from None
     return {
         name: Stored(path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
@@ -97,29 +104,72 @@ def brief(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
 
 
+def is_float(stored: Stored) -> bool:
+    """Whether a tensor can be read as floating point numbers as it is."""
+    return stored.file.suffix == ".gguf" or stored.dtype in STORED_TYPES
+
+
 def fill(places: Iterable[tuple[Tensor, Stored]]) -> None:
-    """Reads stored tensors into given ones of the same shape, converting to their dtype and device on the way."""
+    """Reads stored tensors into given ones of the same shape, converting to their dtype and device on the way.
+
+    A single stored number fills a tensor of any shape.
+    """
     by_file: dict[Path, list[tuple[Tensor, Stored]]] = defaultdict(list)
     for target, stored in places:
         by_file[stored.file].append((target, stored))
     for path, group in by_file.items():
-        (_fill_from_pickle if path.suffix == ".pth" else _fill_from_safetensors)(path, group)
+        (_fill_from_pickle if path.suffix == ".pth" else _fill_in_order)(path, group)
 
 
-def _fill_from_safetensors(path: Path, places: Sequence[tuple[Tensor, Stored]]) -> None:
-    buffers = {name: torch.empty(CHUNK, dtype=STORED_TYPES[name]) for name in {stored.dtype for _, stored in places}}
+def _fill_in_order(path: Path, places: Sequence[tuple[Tensor, Stored]]) -> None:
+    with reading(path) as file:
+        for target, stored in sorted(places, key=lambda place: place[1].offset):
+            rest = target.view(-1)
+            for piece in pieces(file, stored):
+                part = rest[: len(piece)] if prod(stored.shape) > 1 else rest
+                part.copy_(piece)
+                rest = rest[len(piece) :]
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO]:
+    """The file, open; raises LanceError where it ends early or cannot be read."""
     try:
         with open(path, "rb") as file:
-            for target, stored in sorted(places, key=lambda place: place[1].offset):
-                file.seek(stored.offset)
-                for part in target.view(-1).split(CHUNK):
-                    piece = buffers[stored.dtype][: part.numel()]
-                    raw = piece.view(torch.uint8).numpy()
-                    if file.readinto(raw) < raw.nbytes:
-                        raise LanceError(f"{path} ended while it was read; download it again.")
-                    part.copy_(piece)
+            yield file
+    except EOFError:
+        raise LanceError(f"{path} ended while it was read; download it again.") from None
     except OSError as error:
         raise LanceError(f"{path} could not be read to its end ({error.strerror}); download it again.") from None
+
+
+def pieces(file: BinaryIO, stored: Stored) -> Iterator[Tensor]:
+    """A tensor of a safetensors file, or floats of a GGUF file, as flat pieces that share their memory.
+
+    Raises EOFError where the file ends early.
+    """
+    file.seek(stored.offset)
+    left = prod(stored.shape)
+    if stored.file.suffix == ".gguf":
+        numbers, size = gguf.block(stored.dtype)
+        raw = np.empty(min(left, GGUF_CHUNK) // numbers * size, np.uint8)
+        while left:
+            part = raw[: left // numbers * size]
+            _read(file, part)
+            yield torch.from_numpy(gguf.dequantize(part, stored.dtype))
+            left -= len(part) // size * numbers
+        return
+    buffer = torch.empty(min(left, CHUNK), dtype=FILE_TYPES[stored.dtype])
+    while left:
+        piece = buffer[:left]
+        _read(file, piece.view(torch.uint8).numpy())
+        yield piece
+        left -= len(piece)
+
+
+def _read(file: BinaryIO, raw: np.ndarray) -> None:
+    if file.readinto(raw) < raw.nbytes:
+        raise EOFError
 
 
 def _fill_from_pickle(path: Path, places: Sequence[tuple[Tensor, Stored]]) -> None:
