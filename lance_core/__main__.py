@@ -1,4 +1,4 @@
-"""The command line: `python -m lance_core understand | generate | edit | decode | inspect | make-tiny | run`."""
+"""The command line: `python -m lance_core` and understand, generate, edit, decode, inspect, quantize, ... or run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import stages
-from .checkpoint import Lance
+from .checkpoint import Lance, empty_parts, resolve_dtype
 from .checks import check_whole
 from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError, warnings_shown
 from .flow import RENORMS, Sampling
 from .inspection import inspect
+from .layout import find_checkpoint
 from .media import read_image, read_media, replacing, write_mp4, write_png
+from .needs import Job, report
+from .quantized import FORMATS, STORED_FORMATS
+from .quantizing import quantize_checkpoint
 from .resize import RESOLUTION_CHOICES, resolution_of
 from .tiny import make_tiny
 from .workflow import Result, read_workflow, run_workflow
@@ -76,7 +80,8 @@ class Typewriter:
 
 
 def load(args: argparse.Namespace) -> Lance:
-    return stages.load_lance(args.model, device=args.device, dtype=args.dtype)
+    options = {name: getattr(args, name) for name in ("device", "dtype", "weights", "memory", "compiled")}
+    return stages.load_lance(args.model, **options)
 
 
 def load_for(output: Path, args: argparse.Namespace) -> Lance:
@@ -97,6 +102,13 @@ def understand(args: argparse.Namespace, bars: Bars) -> None:
     semantics = [
         stages.encode_semantic(lance, pixels, resolution=resolution(args), kind=kind) for pixels, kind in media
     ]
+    subject = stages.read(lance, semantics, system=args.system) if semantics else None
+    for question in args.questions:
+        answer(lance, subject, question, args, bars)
+
+
+def answer(lance: Lance, subject: stages.Reading | None, question: str, args: argparse.Namespace, bars: Bars) -> None:
+    """Prints the answer to one question, on a terminal while it is written."""
     typewriter = Typewriter()
     counted = 0
 
@@ -105,10 +117,10 @@ def understand(args: argparse.Namespace, bars: Bars) -> None:
         counted += 1
         bars("answer", counted, args.max_new_tokens)
 
-    answer = stages.understand(
+    written = stages.understand(
         lance,
-        semantics or None,
-        args.question,
+        subject,
+        question,
         system=args.system,
         max_new_tokens=args.max_new_tokens,
         temperature=args.temperature,
@@ -118,7 +130,7 @@ def understand(args: argparse.Namespace, bars: Bars) -> None:
         on_token=typewriter if sys.stdout.isatty() else count,
     )
     bars.close()
-    typewriter(answer)
+    typewriter(written)
     print()
 
 
@@ -131,6 +143,8 @@ def sampling(args: argparse.Namespace, bars: Bars) -> dict:
         "guidance_interval": tuple(args.guidance_interval),
         "renorm": args.renorm,
         "renorm_min": args.renorm_min,
+        "guidance_every": args.guidance_every,
+        "cache_threshold": args.cache_threshold,
         "seed": args.seed,
         "on_step": lambda step, steps, estimate: bars(args.name, step, steps),
     }
@@ -188,8 +202,20 @@ def show_contents(args: argparse.Namespace, bars: Bars) -> None:
     print(inspect(args.path))
 
 
+def show_needs(args: argparse.Namespace, bars: Bars) -> None:
+    dtype = resolve_dtype("bf16" if args.dtype == "auto" else args.dtype, torch.device("cpu"))
+    lance, *_ = empty_parts(find_checkpoint(args.model), dtype=dtype, weights=args.weights)
+    references = int(args.task != "generate") if args.references is None else args.references
+    print(report(lance, Job(args.task, args.width, args.height, args.frames, references, args.tile)))
+
+
 def write_tiny(args: argparse.Namespace, bars: Bars) -> None:
     print(make_tiny(args.folder, seed=args.seed, overwrite=args.overwrite))
+
+
+def write_quantized(args: argparse.Namespace, bars: Bars) -> None:
+    done = quantize_checkpoint(args.source, args.folder, args.format, overwrite=args.overwrite)
+    print(f"{done.folder}: {args.format}, {done.after / 1e6:,.1f} MB instead of {done.before / 1e6:,.1f} MB")
 
 
 def run(args: argparse.Namespace, bars: Bars) -> None:
@@ -284,6 +310,14 @@ def read_latent(path: Path) -> Tensor:
     raise LanceError(f"{path} holds no 'latent_tensor'; give a file saved by generate, edit or ComfyUI's SaveLatent.")
 
 
+def memory_size(text: str) -> str | float:
+    """The `memory` of `load_lance`, which says what else it may be."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="lance", description="Understand, generate and edit images and videos.")
     commands = top.add_subparsers(dest="name", required=True, metavar="COMMAND")
@@ -293,6 +327,23 @@ def parser() -> argparse.ArgumentParser:
     device.add_argument("--dtype", default="auto", help="auto (default: bf16, on the CPU fp32), bf16 or fp32")
     model = argparse.ArgumentParser(add_help=False, parents=[device])
     model.add_argument("--model", type=Path, required=True, metavar="PATH", help="checkpoint, such as models/Lance_3B")
+
+    model.add_argument(
+        "--weights",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="quantise the decoder's projections while loading; auto (default): as they are stored",
+    )
+    model.add_argument(
+        "--memory",
+        type=memory_size,
+        default="auto",
+        metavar="GIB",
+        help="device memory to make do with; what does not fit waits in the host's (auto, default: all that is free)",
+    )
+    model.add_argument(
+        "--compile", action="store_true", dest="compiled", help="compile the layers: slow to start, then faster"
+    )
 
     buckets = argparse.ArgumentParser(add_help=False)
     buckets.add_argument(
@@ -308,7 +359,7 @@ def parser() -> argparse.ArgumentParser:
     writing.add_argument("--tile", type=int, metavar="ROWS", help="decode in tiles of so many latent rows: less memory")
 
     one = commands.add_parser("understand", parents=[model, buckets], help="answer a question about pictures or clips")
-    one.add_argument("question", metavar="QUESTION")
+    one.add_argument("questions", nargs="+", metavar="QUESTION", help="several are answered one by one, each by itself")
     one.add_argument("--media", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
     one.add_argument("--system", help="system prompt instead of the official one")
     one.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
@@ -337,11 +388,27 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("path", type=Path, metavar="PATH")
     one.set_defaults(command=show_contents)
 
+    one = commands.add_parser("memory", parents=[model], help="say what a request needs, without loading the model")
+    one.add_argument("task", choices=("generate", "edit", "understand"))
+    one.add_argument("--width", type=int, default=PICTURE_SIZE[0])
+    one.add_argument("--height", type=int, default=PICTURE_SIZE[1])
+    one.add_argument("--frames", type=int, default=1)
+    one.add_argument("--references", type=int, metavar="N", help="of that size (default: 1 where the task takes any)")
+    one.add_argument("--tile", type=int, metavar="ROWS")
+    one.set_defaults(command=show_needs)
+
     one = commands.add_parser("make-tiny", help="write a small random checkpoint, to try things with")
     one.add_argument("folder", type=Path, metavar="DIR")
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     one.set_defaults(command=write_tiny)
+
+    one = commands.add_parser("quantize", help="write a checkpoint again with quantised weights")
+    one.add_argument("source", type=Path, metavar="SRC", help="checkpoint, such as models/Lance_3B, or a GGUF file")
+    one.add_argument("folder", type=Path, metavar="DST", help="a new folder")
+    one.add_argument("--format", choices=STORED_FORMATS, required=True, help="int8 is for int8-dynamic too")
+    one.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    one.set_defaults(command=write_quantized)
 
     one = commands.add_parser("run", parents=[device], help="run a ComfyUI workflow in its API format")
     one.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
@@ -372,6 +439,21 @@ def painting_options() -> argparse.ArgumentParser:
     options.add_argument("--guidance-interval", type=float, nargs=2, default=Sampling.interval, metavar=("LOW", "HIGH"))
     options.add_argument("--renorm", choices=RENORMS, default=Sampling.renorm)
     options.add_argument("--renorm-min", type=float, default=Sampling.renorm_min)
+    options.add_argument(
+        "--guidance-every",
+        type=int,
+        default=Sampling.guidance_every,
+        metavar="N",
+        help="compute guidance on every N-th guided step alone: faster, not quite exact (default: 1, exact)",
+    )
+    options.add_argument(
+        "--cache-threshold",
+        type=float,
+        default=Sampling.cache_threshold,
+        metavar="X",
+        help="predict steps while the picture's way changes by no more than X, such as 0.1: faster, not quite exact"
+        " (default: 0, exact)",
+    )
     options.add_argument("--seed", type=int, default=stages.SEED)
     return options
 

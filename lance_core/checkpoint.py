@@ -7,9 +7,8 @@ piece, so that loading takes hardly more memory than the model itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from math import prod
 from pathlib import Path
 
 import torch
@@ -38,13 +37,17 @@ from .layout import (
     remedy,
     remedy_of,
 )
-from .storage import STORED_TYPES, Stored, brief, fill, read_header
+from .packing import PARTS, REQUANTIZE, chosen_formats, packed_entries, stored_formats, whole_scales
+from .placement import Placement, model_parts, resolve_memory, weight_bytes
+from .quantized import MARKER, empty_packed, layer_shape, pack, replace_layer
+from .storage import STORED_TYPES, Stored, brief, fill, is_float, read_header
 from .tokenizer import IM_END, IM_START, VIDEO_PAD, VISION_END, VISION_START, Tokenizer, load_tokenizer
 from .transformer import LanceTransformer
 from .vae import VAEConfig, WanVAE, vae_config
 from .vit import VisionTower
 
 POSITION_TABLE = "latent_pos_embed.pos_embed"  # fixed, and computed when needed: never read
+MODEL_PREFIX = "model.diffusion_model."  # ComfyUI's Model Save puts it before the decoder's names
 VISION_PREFIX = "vit_model."
 VAE_PREFIXES = ("encoder.", "decoder.", "conv1.", "conv2.")
 COMPUTE_TYPES = {
@@ -69,7 +72,10 @@ class Contents:
 
 @dataclass(frozen=True)
 class Lance:
-    """A loaded model. `vision` and `vae` are None where the checkpoint has none."""
+    """A loaded model. `vision` and `vae` are None where the checkpoint has none.
+
+    placement: keeps the networks' weights within a budget of device memory; by default they are all on `device`.
+    """
 
     config: LanceConfig
     transformer: LanceTransformer
@@ -78,6 +84,7 @@ class Lance:
     tokenizer: Tokenizer
     device: torch.device
     dtype: torch.dtype
+    placement: Placement = field(default_factory=Placement)
 
 
 def read_contents(files: CheckpointFiles) -> Contents:
@@ -119,11 +126,8 @@ def shards(path: Path | None) -> list[Path]:
 
 
 def _network(name: str) -> tuple[str, str]:
-    """The network a tensor of the language model's file belongs to, and the name of its parameter there.
-
-    ComfyUI's Model Save puts `model.diffusion_model.` before the decoder's names.
-    """
-    name = name.removeprefix("model.diffusion_model.")
+    """The network a tensor of the language model's file belongs to, and the name of its parameter there."""
+    name = name.removeprefix(MODEL_PREFIX)
     if name == POSITION_TABLE:
         return "table", name
     if name.startswith(VISION_PREFIX):
@@ -171,8 +175,18 @@ def read_config(files: CheckpointFiles) -> LanceConfig:
     return LanceConfig(text, vision)
 
 
-def _differences(found: Mapping[str, Stored], expected: Mapping[str, tuple], file: Path, remedy: str) -> Iterator[str]:
-    """A sentence for each way in which tensors differ from what a model of the configured sizes has."""
+def _differences(
+    found: Mapping[str, Stored],
+    expected: Mapping[str, tuple],
+    file: Path,
+    remedy: str,
+    types: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """A sentence for each way in which tensors differ from what a model of the configured sizes has.
+
+    types: of those tensors that are not stored as floating point numbers of any size.
+    """
+    types = types or {}
     missing = [name for name in expected if name not in found]
     if missing:
         yield f"{file}: the tensor '{missing[0]}' is missing{_more(missing)}; {remedy}."
@@ -187,12 +201,13 @@ def _differences(found: Mapping[str, Stored], expected: Mapping[str, tuple], fil
     if unknown:
         stored = found[unknown[0]]
         yield f"{stored.file}: the tensor '{stored.name}' is no part of Lance{_more(unknown)}; {remedy}."
-    odd = [name for name in found if found[name].dtype not in STORED_TYPES]
+    odd = [n for n, stored in found.items() if (stored.dtype != types[n] if n in types else not is_float(stored))]
     if odd:
         stored = found[odd[0]]
+        due = types.get(odd[0], f"one of {', '.join(STORED_TYPES)}")
         yield (
-            f"{stored.file}: the tensor '{stored.name}' is stored as {stored.dtype} where one of"
-            f" {', '.join(STORED_TYPES)} is expected{_more(odd)}; {remedy}."
+            f"{stored.file}: the tensor '{stored.name}' is stored as {stored.dtype} where {due} is expected"
+            f"{_more(odd)}; {remedy}."
         )
 
 
@@ -209,7 +224,15 @@ def language_problems(files: CheckpointFiles, contents: Contents, config: LanceC
     if files.llm_config is None:
         cure = f"for sizes other than the release's put llm_config.json into {files.folder}, otherwise {cure}"
     expected = _expected(LanceTransformer, config.text, config.text.num_hidden_layers, contents.language, files)
-    yield from _differences(contents.language, expected, files.language_model, cure)
+    formats = {
+        layer: format for layer, format in stored_formats(contents.language).items() if f"{layer}.weight" in expected
+    }
+    packed = packed_entries(expected, formats)
+    markers = {layer + MARKER: contents.language[layer + MARKER] for layer in formats}
+    types = {name: type for name, (type, _) in packed.items()} | {name: "U8" for name in markers}
+    expected |= {name: shape for name, (_, shape) in packed.items()} | whole_scales(contents.language, formats)
+    expected |= {name: marker.shape for name, marker in markers.items()}
+    yield from _differences(contents.language, expected, files.language_model, REQUANTIZE if formats else cure, types)
 
 
 def vision_problems(files: CheckpointFiles, contents: Contents, config: LanceConfig) -> Iterator[str]:
@@ -287,19 +310,32 @@ def load_lance(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     attention: str | Attention = "auto",
+    weights: str = "auto",
+    memory: str | float = "auto",
+    compiled: bool = False,
 ) -> Lance:
     """The model at `path` (see `find_checkpoint`), ready for inference.
 
     device: "auto" (CUDA, else MPS, else the CPU), a name or a torch.device. dtype: "auto" (bfloat16, on the CPU
     float32), "bf16", "fp32" or a torch.dtype; it is that of the weights and of the computation. attention: "auto" or
-    "sdpa" for torch's, or a callable like `attention.attention`. A missing vision tower or VAE is None in the result.
+    "sdpa" for torch's, or a callable like `attention.attention`. weights: "auto" leaves quantised ones as stored and
+    has others in dtype; one of `quantized.FORMATS` quantises the decoder's projections, one by one. memory: GiB of
+    device memory to make do with, weights included; what does not fit waits in the host's memory. "auto": what is free
+    on a CUDA device now, but for half a GiB, elsewhere no limit. compiled: the decoder's layers at their first use,
+    which takes a minute or so, and on CUDA the writing of text as a graph; results stay equal but for rounding. A
+    missing vision tower or VAE is None in the result.
     Beyond the model itself loading takes about 250 MB of host memory. Raises LanceError for whatever is missing,
     damaged or of the wrong shape, before any memory is taken.
     """
     device = resolve_device(device)
     dtype = resolve_dtype(dtype, device)
     attend = resolve_attention(attention)
-    return load_parts(find_checkpoint(path), device=device, dtype=dtype, attention=attend)
+    budget = resolve_memory(memory, device)
+    files = find_checkpoint(path)
+    lance = load_parts(files, device=device, dtype=dtype, attention=attend, weights=weights, budget=budget)
+    if compiled:
+        lance.transformer.compile_layers()
+    return lance
 
 
 def examine(files: CheckpointFiles) -> tuple[LanceConfig, Contents, Tokenizer]:
@@ -319,26 +355,56 @@ def load_parts(
     attention: Attention = default_attention,
     operations=nn,
     vae: bool = True,
+    weights: str = "auto",
+    budget: int | None = None,
 ) -> Lance:
     """The model from these files, with a host's layers (`operations`) if it has some, and without the VAE on request.
 
-    Otherwise as `load_lance`.
+    budget: bytes of device memory; None: no limit. Otherwise as `load_lance`.
     """
+    empty, contents, formats = empty_parts(
+        files, dtype=dtype, attention=attention, operations=operations, vae=vae, weights=weights
+    )
+    fits = budget is None or weight_bytes(empty.transformer, empty.vision, empty.vae) <= budget
+    home = device if fits else torch.device("cpu")
+    transformer = _place(empty.transformer, contents.language, home, dtype, formats)
+    vision = _place(empty.vision, contents.vision, home, dtype) if empty.vision else None
+    first_stage = _place(empty.vae, contents.vae, home, dtype) if empty.vae else None
+    parts = model_parts(transformer, vision, first_stage, present=fits)
+    return Lance(
+        config=empty.config,
+        transformer=transformer,
+        vision=vision,
+        vae=first_stage,
+        tokenizer=empty.tokenizer,
+        device=device,
+        dtype=dtype,
+        placement=Placement(parts, device, budget),
+    )
+
+
+def empty_parts(
+    files: CheckpointFiles,
+    *,
+    dtype: torch.dtype,
+    attention: Attention = default_attention,
+    operations=nn,
+    vae: bool = True,
+    weights: str = "auto",
+) -> tuple[Lance, Contents, dict[str, str]]:
+    """The model of these files on the meta device, what fills it, and the formats of its quantised layers."""
     config, contents, tokenizer = examine(files)
     vae_sizes = checked_vae_config(contents) if vae else None
     factory = {"operations": operations, "dtype": dtype, "device": "meta"}
+    stored = stored_formats(contents.language)
+    formats = chosen_formats(weights, contents.language, stored, files.language_model)
     transformer = LanceTransformer(config.text, attention=attention, **factory)
+    for layer, format in formats.items():
+        replace_layer(transformer, layer, format, empty_packed(format, layer_shape(transformer, layer)))
     vision = VisionTower(config.vision, attention=attention, **factory) if contents.vision else None
     first_stage = WanVAE(vae_sizes, **factory) if vae_sizes else None
-    return Lance(
-        config=config,
-        transformer=_place(transformer, contents.language, device, dtype),
-        vision=_place(vision, contents.vision, device, dtype) if vision else None,
-        vae=_place(first_stage, contents.vae, device, dtype) if first_stage else None,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-    )
+    empty = Lance(config, transformer, vision, first_stage, tokenizer, torch.device("meta"), dtype)
+    return empty, contents, formats
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -382,17 +448,41 @@ def resolve_attention(attention: str | Attention) -> Attention:
     raise LanceError(f"{attention!r} is not an attention; use auto, sdpa or a callable.")
 
 
-def _place(module: nn.Module, stored: Mapping[str, Stored], device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module, built on the meta device, with the stored values as its parameters on `device`."""
-    size = sum(prod(entry.shape) for entry in stored.values()) * dtype.itemsize
+def _place(
+    module: nn.Module,
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    dtype: torch.dtype,
+    formats: Mapping[str, str] | None = None,
+) -> nn.Module:
+    """The module, built on the meta device, with the stored values as its parameters on `device`.
+
+    formats: of the layers that are quantised, of which some are stored so and the others are read one by one.
+    """
+    formats = formats or {}
+    own = {layer + end for layer in formats for end in (*(f".{part}" for part in PARTS), MARKER)}
+    dense = {name: entry for name, entry in stored.items() if name not in own}
     try:
-        tensors = {name: torch.empty(entry.shape, dtype=dtype, device=device) for name, entry in stored.items()}
+        tensors = {name: torch.empty(entry.shape, dtype=dtype, device=device) for name, entry in dense.items()}
+        packed = {layer: empty_packed(format, layer_shape(module, layer), device) for layer, format in formats.items()}
     except RuntimeError as error:
         raise LanceError(
-            f"{type(module).__name__} needs {size / 1e9:.1f} GB on {device}, which has not enough free memory"
-            f" ({brief(error)}); free some, or use bf16 or another device."
+            f"{type(module).__name__} needs {weight_bytes(module) / 1e9:.1f} GB on {device}, which has not enough free"
+            f" memory ({brief(error)}); free some, or use bf16, quantised weights or another device."
         ) from None
-    fill([(tensors[name], entry) for name, entry in stored.items()])
+    as_stored = [(tensors[name], entry) for name, entry in dense.items()]
+    for layer, weight in packed.items():
+        if layer + MARKER in stored:
+            as_stored += zip(weight, (stored[f"{layer}.{part}"] for part in PARTS))
+    fill(as_stored)
+    for layer, weight in packed.items():
+        if layer + MARKER not in stored:
+            entry = stored[f"{layer}.weight"]
+            values = torch.empty(entry.shape, dtype=torch.float32, device=device)
+            fill([(values, entry)])
+            pack(values, formats[layer], weight, f"{entry.file}: the tensor '{entry.name}'")
+        replace_layer(module, layer, formats[layer], weight)
+        tensors |= {f"{layer}.{part}": tensor for part, tensor in zip(PARTS, weight)}
     # Through load_state_dict, because a host's layers may have no parameters until they are given some.
     module.load_state_dict(tensors, assign=True)
     return module.requires_grad_(False).eval()

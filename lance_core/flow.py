@@ -21,7 +21,11 @@ RENORMS = ("global", "channel", "none")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a latent is painted; the defaults are the official ones. Raises LanceError where a value makes no sense."""
+    """How a latent is painted; the defaults are the official ones. Raises LanceError where a value makes no sense.
+
+    guidance_every and cache_threshold are shortcuts (see `shortcuts`): with others than the defaults the result is
+    not quite the same.
+    """
 
     steps: int = 30
     guidance: float = 4.0  # 1: none
@@ -29,6 +33,8 @@ class Sampling:
     interval: tuple[float, float] = (0.4, 1.0)  # times between which guidance acts
     renorm: Renorm = "global"
     renorm_min: float = 0.0
+    guidance_every: int = 1  # on every n-th guided step the unconditional branch is computed
+    cache_threshold: float = 0.0  # change of the velocity, relative to it, up to which steps are predicted
 
     def __post_init__(self):
         check_whole("steps", self.steps, 1)
@@ -47,6 +53,8 @@ class Sampling:
         if self.renorm not in RENORMS:
             raise LanceError(f"renorm is {self.renorm!r}; give one of {', '.join(RENORMS)}.")
         check_number("renorm_min", self.renorm_min, 0.0, 1.0)
+        check_whole("guidance_every", self.guidance_every, 1)
+        check_number("cache_threshold", self.cache_threshold, 0.0, 1.0)
 
 
 # (rows x `[B, N, 48]`, t `[]`, guided?) -> velocity `[B, N, 48]` float32, from data to noise

@@ -322,9 +322,7 @@ def _video_pixels(path: Path, sample_fps: float, max_seconds: float) -> list[np.
     return pixels
 
 
-def read_video(
-    path: str | os.PathLike, *, fps: float = float(VIDEO_FPS), max_seconds: float = MAX_SECONDS
-) -> Tensor:
+def read_video(path: str | os.PathLike, *, fps: float = float(VIDEO_FPS), max_seconds: float = MAX_SECONDS) -> Tensor:
     """Frames of a clip, sampled as the model expects: `[F, H, W, 3]` float32 in 0..1, F = 4k+1.
 
     `fps` frames per second, at most `max_seconds` of them, spread over the whole clip (see `sample_indices`); a clip of
@@ -337,9 +335,7 @@ def read_video(
         if image is not None:
             with image:
                 animated = _is_animation(image)
-                return _to_frames(
-                    _animation_pixels(image, fps, max_seconds) if animated else [_picture_pixels(image)]
-                )
+                return _to_frames(_animation_pixels(image, fps, max_seconds) if animated else [_picture_pixels(image)])
     with _reading(path, (*PICTURE_ERRORS, av.error.FFmpegError)):
         return _to_frames(_video_pixels(path, fps, max_seconds))
 

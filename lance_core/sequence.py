@@ -199,9 +199,7 @@ def prefix_length(sequence: Sequence) -> int:
     return 1 + sum(segment.grid is not None and segment.role != "noise" for segment in sequence.segments)
 
 
-def context_blocks(
-    sequence: Sequence, semantics: Items[Tensor], latents: Items[Tensor], device=None
-) -> list[Block]:
+def context_blocks(sequence: Sequence, semantics: Items[Tensor], latents: Items[Tensor], device=None) -> list[Block]:
     """Everything before the target as blocks for `LanceTransformer.prefill`, with a caption block of its own.
 
     semantics: embeddings `[n, D]`, latents: normalised `[48, T, h, w]`, one each per block of the sequence.

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from . import flow, text
+from . import flow, memory, text
 from .checkpoint import Lance, load_lance
 from .checks import (
     MAX_FRAMES,
@@ -34,8 +34,9 @@ from .flow import Sampling
 from .request import Request, Semantic, check_length, check_widths
 from .resize import RESOLUTIONS, fit
 from .sequence import Grid, Sequence, build, context_blocks, unconditional, visual_first
+from .shortcuts import shortened
 from .tokenizer import IM_END
-from .transformer import Branch, Context, NoiseBlock, latent_position_ids, latent_position_rows
+from .transformer import Block, Branch, Context, NoiseBlock, latent_position_ids, latent_position_rows
 from .vae import WanVAE, denormalize, normalize
 from .vit import normalize_pixels
 
@@ -53,6 +54,7 @@ __all__ = [
 SEED = 42  # the official one
 MIN_TEMPERATURE = 0.01
 MAX_NEW_TOKENS = 4096
+PAINTING, ANSWERING = ("generation", "understanding"), ("understanding", "text", "embedding")  # parts of the model
 TOGETHER = 1024  # tokens of all branches up to which these go as one batch (benchmarks/cpu.py measures both ways)
 
 OnStep = Callable[[int, int, Tensor], None]
@@ -75,9 +77,12 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
     if kind not in ("auto", "image", "video"):
         raise LanceError(f"kind is {kind!r}; give 'image', 'video' or 'auto'.")
     frames = semantic_frames(lance.config.vision, frames, resolution)
-    pixels = normalize_pixels(frames).to(lance.device)
+    pixels = normalize_pixels(frames)
     kind = frames_kind(frames) if kind == "auto" else kind
-    return Semantic(lance.vision(pixels, lance.dtype).float().cpu(), lance.vision.grid(pixels), kind)
+    working = partial(memory.looking, lance.vision, pixels.shape, lance.dtype)
+    with lance.placement.use("vision", working=working):
+        embeddings = lance.vision(pixels.to(lance.device), lance.dtype).float().cpu()
+    return Semantic(embeddings, lance.vision.grid(pixels), kind)
 
 
 def semantic_frames(vision: VisionConfig, frames: Tensor, resolution: str | None = "auto") -> Tensor:
@@ -98,9 +103,11 @@ def encode_latent(
     on_chunk(done, total) after every latent frame; it may raise to stop.
     """
     frames = latent_frames(frames, resolution)
-    pixels = rearrange(frames * 2 - 1, "F H W c -> 1 c F H W").to(lance.device, lance.dtype)
-    mean, _ = vae_of(lance).encode(pixels, on_chunk=on_chunk)
-    return mean.float().cpu()
+    pixels = rearrange(frames * 2 - 1, "F H W c -> 1 c F H W").to(lance.dtype)
+    vae = vae_of(lance)
+    working = partial(memory.encoding, vae, pixels.shape, lance.dtype)
+    with lance.placement.use("vae", working=working):
+        return vae.encode(pixels.to(lance.device), on_chunk=on_chunk)[0].float().cpu()
 
 
 def latent_frames(frames: Tensor, resolution: str | None = "auto") -> Tensor:
@@ -109,10 +116,34 @@ def latent_frames(frames: Tensor, resolution: str | None = "auto") -> Tensor:
     return resized(frames[: whole_frames(frames.shape[0])], resolution, "vae", SPATIAL_COMPRESSION)
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Pictures or clips as far as every question about them is the same: the keys and values of all before it."""
+
+    semantics: tuple[Semantic, ...]
+    system: str | None
+    context: Context
+
+
+@torch.no_grad()
+def read(lance: Lance, semantic: Semantic | Items[Semantic], *, system: str | None = None) -> Reading:
+    """Reads what was encoded once, for any number of questions: give the result to `understand` in its place.
+
+    system: as in `understand`.
+    """
+    semantics = tuple(as_list(semantic))
+    if not semantics:
+        raise LanceError("there is nothing to read: give what encode_semantic returns.")
+    sequence, blocks = question_blocks(lance, semantics, "", system)
+    working = partial(memory.answering, lance.transformer, sequence, 1, lance.dtype)
+    with lance.placement.use(*ANSWERING, working=working):
+        return Reading(semantics, system, lance.transformer.prefill(blocks[:-1], dtype=lance.dtype))
+
+
 @torch.no_grad()
 def understand(
     lance: Lance,
-    semantic: Semantic | Items[Semantic] | None,
+    semantic: Semantic | Items[Semantic] | Reading | None,
     question: str,
     *,
     system: str | None = None,
@@ -126,7 +157,7 @@ def understand(
     """Answers a question about what was encoded, or, where semantic is None, about nothing but itself.
 
     Greedy at temperature 0, as the official code. on_token(text_so_far) is called after every token and may raise to
-    stop. system: replaces the official system prompt.
+    stop. system: replaces the official system prompt. semantic: also what `read` made of it, with its system prompt.
     """
     check_text("question", question)
     if not question.strip():
@@ -138,9 +169,42 @@ def understand(
     check_number("top_p", top_p, 0.0, 1.0)
     check_whole("top_k", top_k, 0)
     check_seed(seed)
+    past = None
+    if isinstance(semantic, Reading):
+        if system not in (None, semantic.system):
+            raise LanceError("the system prompt is another than that of the reading: read the picture again with it.")
+        semantic, system, past = semantic.semantics, semantic.system, semantic.context
+    sequence, (*before, last) = question_blocks(lance, as_list(semantic), question, system)
+    prompt = [last.without_last()] if past else [*before, last.without_last()]
+
+    generator = torch.Generator().manual_seed(seed)
+    known = len(lance.tokenizer)
+
+    def pick(logits: Tensor) -> Tensor:
+        return text.choose(logits[:known], temperature, top_p, top_k, generator)
+
+    ids: list[int] = []
+    stop = lance.tokenizer.special(IM_END)
+    position = int(sequence.positions[0, -1])
+    working = partial(memory.answering, lance.transformer, sequence, max_new_tokens, lance.dtype)
+    with lance.placement.use(*ANSWERING, working=working):
+        context = lance.transformer.prefill(prompt, past, dtype=lance.dtype)
+        graph = lance.transformer.compiled and lance.device.type == "cuda" and not lance.placement.streams
+        for token in text.tokens(lance.transformer, context, last.ids[-1:], position, pick, max_new_tokens, graph):
+            ids.append(int(token))
+            if ids[-1] == stop:
+                break
+            if on_token is not None:
+                on_token(text.partial_text(lance.tokenizer, ids))
+    return text.clean(lance.tokenizer.decode(ids))
+
+
+def question_blocks(
+    lance: Lance, semantics: Items[Semantic], question: str, system: str | None
+) -> tuple[Sequence, list[Block]]:
+    """What the model reads to answer: of its blocks the last is the question, and the others are the same for all."""
     if system is not None:
         check_text("system prompt", system)
-    semantics = as_list(semantic)
     check_widths(semantics, lance.config.text)
     kinds = {s.kind for s in semantics}
     sequence = build(
@@ -153,26 +217,7 @@ def understand(
         tokens_per_second=lance.config.text.tokens_per_second,
     )
     check_length(sequence)
-    *blocks, last = context_blocks(sequence, [s.embeddings for s in semantics], [], lance.device)
-    blocks.append(last.without_last())
-    context = lance.transformer.prefill(blocks, dtype=lance.dtype)
-
-    generator = torch.Generator().manual_seed(seed)
-    known = len(lance.tokenizer)
-
-    def pick(logits: Tensor) -> Tensor:
-        return text.choose(logits[:known], temperature, top_p, top_k, generator)
-
-    ids: list[int] = []
-    stop = lance.tokenizer.special(IM_END)
-    position = int(sequence.positions[0, -1])
-    for token in text.tokens(lance.transformer, context, last.ids[-1:], position, pick, max_new_tokens):
-        ids.append(int(token))
-        if ids[-1] == stop:
-            break
-        if on_token is not None:
-            on_token(text.partial_text(lance.tokenizer, ids))
-    return text.clean(lance.tokenizer.decode(ids))
+    return sequence, context_blocks(sequence, [s.embeddings for s in semantics], [], lance.device)
 
 
 @torch.no_grad()
@@ -190,6 +235,8 @@ def generate(
     guidance_interval: tuple[float, float] = Sampling.interval,
     renorm: flow.Renorm = Sampling.renorm,
     renorm_min: float = Sampling.renorm_min,
+    guidance_every: int = Sampling.guidance_every,
+    cache_threshold: float = Sampling.cache_threshold,
     seed: int | Items[int] = SEED,
     noise: Tensor | None = None,
     on_step: OnStep | None = None,
@@ -198,13 +245,15 @@ def generate(
 
     width, height: pixels, multiples of 16; with a first frame they may be left out, for its size is used.
     first_frame: a raw latent `[1 or B, 48, 1, h, w]` with which the clip begins; it stays exactly as it is.
+    guidance_every, cache_threshold: shortcuts, faster and not quite exact. The unconditional branch is computed on
+    every n-th guided step alone; steps are predicted while the velocity changes by no more than this share of it.
     seed: one, or one per sample. noise: `[B, 48, T, h, w]`, normalised, instead of a seed.
     on_step(step, steps, estimate) after every step; the estimate is the clean latent so far, normalised
     `[B, 48, T, h, w]`. It may raise to stop.
     """
     request = Request("generate", prompt)
     grid = generation_grid(width, height, frames, first_frame)
-    sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
+    sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min, guidance_every, cache_threshold)
     start = initial_noise(grid, seed, noise)
     if first_frame is not None:
         check_first_batch(first_frame, len(start))
@@ -228,6 +277,8 @@ def edit(
     guidance_interval: tuple[float, float] = Sampling.interval,
     renorm: flow.Renorm = Sampling.renorm,
     renorm_min: float = Sampling.renorm_min,
+    guidance_every: int = Sampling.guidance_every,
+    cache_threshold: float = Sampling.cache_threshold,
     seed: int | Items[int] = SEED,
     noise: Tensor | None = None,
     on_step: OnStep | None = None,
@@ -247,40 +298,46 @@ def edit(
         h * SPATIAL_COMPRESSION if height is None else height,
         TEMPORAL_COMPRESSION * (t - 1) + 1 if frames is None else frames,
     )
-    sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min)
+    sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min, guidance_every, cache_threshold)
     return paint(lance, request, sampling, initial_noise(grid, seed, noise), None, on_step)
 
 
 @torch.no_grad()
-def decode_video(
-    lance: Lance, latent: Tensor, *, tile: int | None = None, on_chunk: OnChunk | None = None
-) -> Tensor:
+def decode_video(lance: Lance, latent: Tensor, *, tile: int | None = None, on_chunk: OnChunk | None = None) -> Tensor:
     """Frames `[B·F, H, W, 3]` in 0..1 of a raw latent `[B, 48, T, h, w]`.
 
-    tile: side in latent rows of the tiles that are decoded one by one; it saves memory and changes the result a
-    little. None decodes whole frames. on_chunk(done, total) after every latent frame of a tile; it may raise to stop.
+    tile: side in latent rows of the tiles that are decoded one by one; it saves memory for more computation and gives
+    the same frames. None decodes whole frames. on_chunk(done, total) after every latent frame of a tile; it may raise
+    to stop.
     """
     check_latent("the latent", latent)
     if tile is not None:
         check_whole("tile", tile, 2)
-    pixels = vae_of(lance).decode(latent.to(lance.device, lance.dtype), tile=tile, on_chunk=on_chunk)
-    return rearrange(pixels.float().cpu() / 2 + 0.5, "B c F H W -> (B F) H W c")
+    vae = vae_of(lance)
+    working = partial(memory.decoding, vae, latent.shape, lance.dtype, tile)
+    with lance.placement.use("vae", working=working):
+        pixels = vae.decode(latent.to(lance.device, lance.dtype), tile=tile, device="cpu", on_chunk=on_chunk)
+    return rearrange(pixels.float() / 2 + 0.5, "B c F H W -> (B F) H W c")
 
 
-def branches(lance: Lance, request: Request, target: Grid, guided: bool) -> list[Branch]:
-    """The conditional branch and, where `guided`, the unconditional one; what both begin with is computed once.
+def sides(lance: Lance, request: Request, target: Grid, guided: bool) -> list[Sequence]:
+    """What the model reads on the conditional branch and, where `guided`, on the unconditional one.
 
     target: (t, h, w) in latent rows. Without words both branches are equal, and there is only one.
     """
     sequence = request.sequence(lance.tokenizer, lance.config.text, target)
-    guided = guided and bool(sequence.find("caption"))
-    sequences = [sequence]
-    if guided:
-        sequences.append(unconditional(sequence, lance.config.text.tokens_per_second))
-    rows = position_rows(lance, target)
+    if guided and sequence.find("caption"):
+        return [sequence, unconditional(sequence, lance.config.text.tokens_per_second)]
+    return [sequence]
+
+
+def branches(lance: Lance, request: Request, sequences: Items[Sequence]) -> list[Branch]:
+    """The branches of a request's `sides`; what two of them begin with is computed once."""
+    (noise,) = sequences[0].find("noise")
+    rows = position_rows(lance, noise.grid)
     prefill = partial(lance.transformer.prefill, dtype=lance.dtype)
     parts = [request.blocks(member, lance.device) for member in sequences]
-    if guided:
+    if len(parts) > 1:
         shared = prefill(parts[0][0])
         contexts = [prefill(own, shared) for _, own in parts]
     else:
@@ -313,7 +370,8 @@ def paint(
     t, h, w = noise.shape[2:]
     times = flow.schedule(sampling.steps, sampling.shift)
     guided = [g and sampling.guidance > 1 for g in flow.guided_steps(times, sampling.interval)]
-    cond, *rest = branches(lance, request, (t, h, w), any(guided))
+    sequences = sides(lance, request, (t, h, w), any(guided))
+    together = len(sequences) * len(noise) * t * h * w <= TOGETHER
 
     rows = partial(rearrange, pattern="B c t h w -> B (t h w) c")
     x = rows(noise.to(lance.device, torch.float32))
@@ -325,17 +383,20 @@ def paint(
         x = torch.cat((clean.expand(x.shape[0], -1, -1), x[:, frozen_rows:]), dim=1)
         moving = (torch.arange(t, device=lance.device) > 0).float()[None]
 
-    def evaluate(x: Tensor, time: Tensor, count: int) -> list[Tensor]:
-        sides = [cond, *rest][:count]
-        together = len(sides) * x.shape[0] * x.shape[1] <= TOGETHER
-        return [v.float() for v in lance.transformer.velocities(x, moving * time, sides, together=together)]
-
     def unpacked(x: Tensor) -> Tensor:
         return rearrange(x, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
 
-    report = None if on_step is None else lambda step, steps, x: on_step(step, steps, unpacked(x))
-    velocity = flow.guided_velocity(evaluate, sampling)
-    x = flow.sample(velocity, x, times, [g and bool(rest) for g in guided], frozen_rows, report)
+    working = partial(memory.painting, lance.transformer, sequences, len(noise), together, lance.dtype)
+    with lance.placement.use(*PAINTING, working=working):
+        both = branches(lance, request, sequences)
+
+        def evaluate(x: Tensor, time: Tensor, count: int) -> list[Tensor]:
+            velocities = lance.transformer.velocities(x, moving * time, both[:count], together=together)
+            return [v.float() for v in velocities]
+
+        velocity = flow.guided_velocity(shortened(evaluate, sampling, times, frozen_rows), sampling)
+        report = None if on_step is None else lambda step, steps, x: on_step(step, steps, unpacked(x))
+        x = flow.sample(velocity, x, times, [g and len(both) > 1 for g in guided], frozen_rows, report)
     latent = denormalize(unpacked(x).cpu())
     if first_frame is not None:
         latent[:, :, :1] = first_frame.float().cpu()  # bit for bit, not through normalisation and back

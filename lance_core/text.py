@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,18 +35,55 @@ def tokens(
     position: int,
     pick: Callable[[Tensor], Tensor],
     limit: int,
+    graph: bool = False,
 ) -> Iterator[Tensor]:
     """Up to `limit` tokens `[1]`, each read back before the next.
 
     context: everything but the prompt's last token `first` `[1]`, which stands at `position` on all three axes.
+    graph: as a CUDA graph, which asks the host for a single call per token; all weights have to stay where they are.
     """
     cache = DecodeCache(context, limit)
     positions = torch.arange(position, position + limit, device=first.device).expand(3, -1)
     cos, sin = transformer.rotary(positions, cache.dtype)
+    step = Recording(transformer, cache, cos, sin) if graph else partial(one_token, transformer, cache, cos, sin)
     token = first
     for i in range(limit):
-        token = pick(transformer.decode(token, cos[i : i + 1], sin[i : i + 1], cache))
+        token = pick(step(token, i))
         yield token
+
+
+def one_token(
+    transformer: LanceTransformer, cache: DecodeCache, cos: Tensor, sin: Tensor, token: Tensor, i: int
+) -> Tensor:
+    """Logits after the i-th token behind the context."""
+    return transformer.decode(token, cos[i : i + 1], sin[i : i + 1], cache)
+
+
+class Recording:
+    """The work for one token as a CUDA graph, recorded at the first and replayed for every one."""
+
+    def __init__(self, transformer: LanceTransformer, cache: DecodeCache, cos: Tensor, sin: Tensor):
+        self.rows = cos, sin, torch.arange(cache.length, cache.length + len(cos), device=cos.device)
+        self.row = tuple(x[:1].clone() for x in self.rows)
+        self.token = torch.zeros(1, dtype=torch.long, device=cos.device)
+        cos, sin, index = self.row
+        step = partial(transformer.decode, self.token, cos, sin, cache, index)
+        # What a first call allocates and tunes must not be recorded; what it writes, the first token overwrites.
+        beside = torch.cuda.Stream(cos.device)
+        beside.wait_stream(torch.cuda.current_stream(cos.device))
+        with torch.cuda.stream(beside):
+            step()
+        torch.cuda.current_stream(cos.device).wait_stream(beside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = step()
+
+    def __call__(self, token: Tensor, i: int) -> Tensor:
+        self.token.copy_(token)
+        for own, all_rows in zip(self.row, self.rows):
+            own.copy_(all_rows[i : i + 1])
+        self.graph.replay()
+        return self.logits
 
 
 def clean(text: str) -> str:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,13 +28,14 @@ from torch import Tensor, nn
 
 from .attention import Attention, attention as default_attention
 from .config import LATENT_CHANNELS, MAX_LATENT_SIDE, TextConfig
+from .errors import LanceError
 from .rope import rotary_table, rotate
 
 EXPERTS = ("", "_moe_gen")
 
 Streams = tuple[Tensor, ...]  # [B, n, D] of the understanding expert and, where there are any, of the other one
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v `[B, L, heads, hd]`) -> `[B, L, nh, hd]`
-MLP_CHUNK = 8192  # tokens that are in an MLP at the same time: for a clip of 121 frames it would be 3 GB in bf16
+MLP_CHUNK = 10752  # tokens in an MLP at a time: a clip of 121 frames would take 3 GB in bf16; 49 frames are two chunks
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,14 @@ class DecodeCache:
     def dtype(self) -> torch.dtype:
         return self.layers[0][0].dtype
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores k and v `[1, n, nkv, hd]` behind what is there; returns all of this layer."""
+    def append(self, layer: int, k: Tensor, v: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Stores k and v `[1, n, nkv, hd]` behind what is there; returns all of this layer.
+
+        index `[n]`: where to store them, on the device; the result is then the whole memory, used or not.
+        """
         keys, values = self.layers[layer]
+        if index is not None:
+            return keys.index_copy_(1, index, k), values.index_copy_(1, index, v)
         end = self.length + k.shape[1]
         keys[:, self.length : end] = k
         values[:, self.length : end] = v
@@ -173,15 +180,6 @@ class MLP(nn.Module):
         self.down_proj = operations.Linear(inner, config.hidden_size, bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(0, -2)
-        if len(tokens) <= MLP_CHUNK:
-            return self.gated(x)
-        out = torch.empty_like(tokens)
-        for part, result in zip(tokens.split(MLP_CHUNK), out.split(MLP_CHUNK)):
-            result.copy_(self.gated(part))
-        return out.view_as(x)
-
-    def gated(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -206,18 +204,20 @@ class SelfAttention(nn.Module):
     def project(self, streams: Streams, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `[B, L, heads, hd]` of all streams."""
         pairs = tuple(zip(EXPERTS, streams))
-        q = [getattr(self, "q_norm" + e)(self.heads("q", e, x)) for e, x in pairs]
-        k = [getattr(self, "k_norm" + e)(self.heads("k", e, x)) for e, x in pairs]
-        v = [self.heads("v", e, x) for e, x in pairs]
-        return rotate(join(q), cos, sin), rotate(join(k), cos, sin), join(v)
+        q = rotate(join([getattr(self, "q_norm" + e)(self.heads("q", e, x)) for e, x in pairs]), cos, sin)
+        k = rotate(join([getattr(self, "k_norm" + e)(self.heads("k", e, x)) for e, x in pairs]), cos, sin)
+        return q, k, join([self.heads("v", e, x) for e, x in pairs])
 
-    def output(self, lengths: Sequence[int], attended: Tensor) -> Streams:
-        """What was attended to `[B, L, nh, hd]`, as updates of streams of these lengths."""
-        parts = attended.flatten(2).split(list(lengths), dim=1)
-        return tuple(getattr(self, "o_proj" + e)(part) for e, part in zip(EXPERTS, parts))
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for all layers, for changing sizes."""
+    return torch.compile(function, dynamic=True)
 
 
 class DecoderLayer(nn.Module):
+    compiled = False  # what comes before and after attention; attention itself stays outside, with a host's work there
+
     def __init__(self, config: TextConfig, operations, **factory):
         super().__init__()
         self.self_attn = SelfAttention(config, operations, **factory)
@@ -232,22 +232,34 @@ class DecoderLayer(nn.Module):
         return [replace(run, streams=self.step(index, run)) for run in runs]
 
     def step(self, index: int, run: Run) -> Streams:
-        q, k, v = self.before(run.streams, run.cos, run.sin)
-        return self.after(run.streams, run.attend(index, q, k, v))
+        q, k, v = self.maybe_compiled(DecoderLayer.before)(self, run.streams, run.cos, run.sin)
+        attended = run.attend(index, q, k, v).flatten(2)  # [B, L, D]
+        parts = attended.split([x.shape[1] for x in run.streams], dim=1)
+        return tuple(self.by_chunks(e, x, part) for e, x, part in zip(EXPERTS, run.streams, parts))
 
     def before(self, streams: Streams, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What attention takes."""
+        """What attention takes, of all streams."""
         normed = tuple(getattr(self, "input_layernorm" + e)(x) for e, x in zip(EXPERTS, streams))
         return self.self_attn.project(normed, cos, sin)
 
-    def after(self, streams: Streams, attended: Tensor) -> Streams:
-        """What attention gave, and the MLPs, added to the streams."""
-        updates = self.self_attn.output([x.shape[1] for x in streams], attended)
-        streams = tuple(x + y for x, y in zip(streams, updates))
-        return tuple(
-            x + getattr(self, "mlp" + e)(getattr(self, "post_attention_layernorm" + e)(x))
-            for e, x in zip(EXPERTS, streams)
-        )
+    def after(self, expert: str, x: Tensor, attended: Tensor) -> Tensor:
+        """A stream `[B, n, D]` with what attention gave for it, and with the MLP of that."""
+        x = x + getattr(self.self_attn, "o_proj" + expert)(attended)
+        return x + getattr(self, "mlp" + expert)(getattr(self, "post_attention_layernorm" + expert)(x))
+
+    def by_chunks(self, expert: str, x: Tensor, attended: Tensor) -> Tensor:
+        """`after`, in chunks where a stream is so long that the MLP would fill the memory."""
+        size = max(1, MLP_CHUNK // len(x))
+        after = partial(self.maybe_compiled(DecoderLayer.after), self, expert)
+        if x.shape[1] <= size:
+            return after(x, attended)
+        out = torch.empty_like(x)
+        for result, *parts in zip(out.split(size, 1), x.split(size, 1), attended.split(size, 1)):
+            result.copy_(after(*parts))
+        return out
+
+    def maybe_compiled(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        return compiled(method) if self.compiled else method
 
 
 class Decoder(nn.Module):
@@ -315,11 +327,11 @@ class LanceTransformer(nn.Module):
     def working_memory(self, tokens: int, dtype: torch.dtype | None = None) -> int:
         """Bytes of what lives at the same time in a layer for so many tokens, all samples of a batch together.
 
-        The residual streams around a layer and inside of it, and the norm's output; gate, up and their product in the
-        MLP, beside which attention is small.
+        The residual streams and what attention takes and gives, of all tokens; gate, up and their product, of those
+        that are in an MLP at a time. A quick figure for hosts; `memory.painting` counts.
         """
-        width = 4 * self.config.hidden_size + 3 * self.config.intermediate_size
-        return tokens * width * (dtype or self.dtype).itemsize
+        width = 10.5 * self.config.hidden_size * tokens + 3 * self.config.intermediate_size * min(tokens, MLP_CHUNK)
+        return int(width * (dtype or self.dtype).itemsize)
 
     def noise_memory(self, tokens: int, dtype: torch.dtype | None = None) -> int:
         """Bytes of the noise blocks of both branches for a target of so many tokens: position rows, and rotations."""
@@ -435,18 +447,31 @@ class LanceTransformer(nn.Module):
         that there are half as many operations and twice the working memory; otherwise in turn, layer by layer.
         """
         gen = self.embed_latent(rows, t, branches[0].block.position_rows)
-        groups = [branches] if together else [[branch] for branch in branches]
-        results = self.language_model.model([self.noise_run(gen, group, attention) for group in groups])
+        if together:
+            return self.embedded_velocities([(gen.repeat(len(branches), 1, 1), branches)], attention)
+        return self.embedded_velocities([(gen, [branch]) for branch in branches], attention)
+
+    def batch_velocities(
+        self, rows: Tensor, t: Tensor, branches: Sequence[Branch], attention: Attention | None = None
+    ) -> list[Tensor]:
+        """As `velocities` of branches together, where each has rows of its own: `[n * B, N, 48]`, branch by branch."""
+        gen = self.embed_latent(rows, t, branches[0].block.position_rows)
+        return self.embedded_velocities([(gen, branches)], attention)
+
+    def embedded_velocities(
+        self, groups: Sequence[tuple[Tensor, Sequence[Branch]]], attention: Attention | None
+    ) -> list[Tensor]:
+        """Velocities of embedded rows `[n * B, N, D]` on n branches each, all groups in one pass through the layers."""
+        results = self.language_model.model([self.noise_run(gen, branches, attention) for gen, branches in groups])
         norm = self.language_model.model.norm_moe_gen
-        return [v for _, x in results for v in self.llm2vae(norm(x)).split(len(rows))]
+        return [v for (_, x), (_, branches) in zip(results, groups) for v in self.llm2vae(norm(x)).chunk(len(branches))]
 
     def noise_run(self, gen: Tensor, branches: Sequence[Branch], attention: Attention | None) -> Run:
-        """The noise blocks of these branches, embedded rows `[B, N, D]` each, as one batch."""
-        batch, count = len(gen), len(branches)
+        """Embedded rows `[n * B, N, D]` of n branches, and their boundaries, as one batch."""
+        batch = len(gen) // len(branches)
         und = torch.cat([branch.block.boundaries.expand(batch, -1, -1) for branch in branches])
         cos, sin = branches[0].block.cos, branches[0].block.sin
-        if count > 1:
-            gen = gen.repeat(count, 1, 1)
+        if len(branches) > 1:
             cos = torch.stack([branch.block.cos for branch in branches]).repeat_interleave(batch, 0)
             sin = torch.stack([branch.block.sin for branch in branches]).repeat_interleave(batch, 0)
 
@@ -457,22 +482,43 @@ class LanceTransformer(nn.Module):
                 if batch > 1:
                     pieces = tuple(tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in pieces)
                 out.append(self.attend(own[0], *joined((*pieces, (own[1], own[2]))), attention=attention))
-            return out[0] if count == 1 else torch.cat(out)
+            return out[0] if len(out) == 1 else torch.cat(out)
 
         return Run((und, gen), cos, sin, attend)
 
-    def decode(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache) -> Tensor:
+    def decode(self, ids: Tensor, cos: Tensor, sin: Tensor, cache: DecodeCache, index: Tensor | None = None) -> Tensor:
         """Logits `[vocab_size]` after one more token, ids `[1]`, by which the cache grows.
 
-        cos, sin: its row of `rotary`, `[1, 1, hd]`.
+        cos, sin: its row of `rotary`, `[1, 1, hd]`. index `[1]`: the token's place in the cache, where nothing may
+        change its shape from one token to the next, as in a CUDA graph; the cache then stays as long as it is.
         """
+        size = cache.layers[0][0].shape[1]
+        mask = None if index is None else (torch.arange(size, device=ids.device) <= index)[None]
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return self.attend(q, *cache.append(layer, k, v))
+            return self.attend(q, *cache.append(layer, k, v, index), mask)
 
         ((x,),) = self.language_model.model([Run((self.embed_text(ids, cache.dtype),), cos, sin, attend)])
-        cache.length += 1
+        if index is None:
+            cache.length += 1
         return self.language_model.lm_head(self.language_model.model.norm(x))[0, -1]
+
+    @property
+    def compiled(self) -> bool:
+        return self.language_model.model.layers[0].compiled
+
+    def compile_layers(self) -> None:
+        """Compiles the layers, once for all and for changing sizes. Raises LanceError where torch finds no compiler."""
+        device = self.llm2vae.weight.device
+        try:
+            torch.compile(torch.sin)(torch.ones(2, device=device))
+        except Exception as error:  # each backend has its own
+            needed = "a C++ compiler" if device.type == "cpu" else "Triton"
+            raise LanceError(
+                f"compiling needs {needed}, which torch does not find: install it, or leave out compile."
+            ) from error
+        for layer in self.language_model.model.layers:
+            layer.compiled = True
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, attention: Attention | None = None

@@ -49,9 +49,15 @@ def check_format(workflow: Any) -> None:
     """Raises LanceError where that is not a workflow in the API format."""
     if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
         raise LanceError("this workflow is in the editor's format; open it in ComfyUI and use File -> Export (API).")
-    good = isinstance(workflow, dict) and workflow and all(
-        isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs", {}), dict)
-        for node in workflow.values()
+    good = (
+        isinstance(workflow, dict)
+        and workflow
+        and all(
+            isinstance(node, dict)
+            and isinstance(node.get("class_type"), str)
+            and isinstance(node.get("inputs", {}), dict)
+            for node in workflow.values()
+        )
     )
     if not good:
         raise LanceError(
@@ -225,9 +231,7 @@ def find_input(workflow: Workflow, target: str) -> tuple[str, str]:
             names = possible_schemas(workflow, matches[0])
             if input_name in names:
                 return matches[0], input_name
-            raise LanceError(
-                f"{label(workflow, matches[0])} has no input '{input_name}'; it has {', '.join(names)}."
-            )
+            raise LanceError(f"{label(workflow, matches[0])} has no input '{input_name}'; it has {', '.join(names)}.")
     known = ", ".join(f"{node_id} ({node['class_type']})" for node_id, node in workflow.items())
     raise LanceError(f"'{target}' names nothing in this workflow; write node.input=value with one of {known}.")
 

@@ -235,8 +235,15 @@ def load_lance(session: Session, checkpoint: str, weight_dtype: str) -> tuple:
     return Model(lance), lance
 
 
-def set_guidance(session: Session, model: Model, guidance_start, guidance_end, renorm, renorm_min) -> tuple:
-    guidance = {"guidance_interval": (guidance_start, guidance_end), "renorm": renorm, "renorm_min": renorm_min}
+def set_guidance(
+    session: Session, model: Model, guidance_start, guidance_end, renorm, renorm_min, guidance_every
+) -> tuple:
+    guidance = {
+        "guidance_interval": (guidance_start, guidance_end),
+        "renorm": renorm,
+        "renorm_min": renorm_min,
+        "guidance_every": guidance_every,
+    }
     return (replace(model, guidance=guidance),)
 
 
@@ -533,6 +540,7 @@ NODES: dict[str, Node] = {
             "guidance_end": Input("FLOAT", Sampling.interval[1]),
             "renorm": Input("COMBO", Sampling.renorm, RENORMS),
             "renorm_min": Input("FLOAT", Sampling.renorm_min),
+            "guidance_every": Input("INT", Sampling.guidance_every),
         },
         ("MODEL",),
         set_guidance,
@@ -554,9 +562,7 @@ NODES: dict[str, Node] = {
         lambda session, samples, vae: (stages.decode_video(vae, samples["samples"]),),
     ),
     "LoadImage": Node({"image": TEXT}, ("IMAGE", "MASK"), load_image),
-    "LoadVideo": Node(
-        {"file": TEXT}, ("VIDEO",), lambda session, file: (VideoFile(find_file(file, session.inputs)),)
-    ),
+    "LoadVideo": Node({"file": TEXT}, ("VIDEO",), lambda session, file: (VideoFile(find_file(file, session.inputs)),)),
     "GetVideoComponents": Node(
         {"video": Input("VIDEO")}, ("IMAGE", "AUDIO", "FLOAT", "INT", "COMBO"), get_video_components
     ),

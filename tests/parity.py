@@ -89,7 +89,7 @@ class Request:
         semantics = [semantic(model, name) for name, _ in self.references]
         request = stages.Request(self.task, self.prompt, tuple(semantics), tuple(denormalize(x) for x in latents))
         with torch.no_grad():
-            both = stages.branches(model, request, self.grid, guided=True)
+            both = stages.branches(model, request, stages.sides(model, request, self.grid, guided=True))
             cond, uncond = (
                 model.transformer.denoise(rows[None], times[None], branch.block, branch.context) for branch in both
             )
@@ -209,9 +209,7 @@ def unit_errors() -> Iterator[tuple[str, float]]:
     recorded, transformer = golden(7), lance().transformer
     config = transformer.config
     layer = transformer.language_model.model.layers[0]
-    cos, sin = rotary_table(
-        recorded["mrope.pos"][:, 0], config.mrope_section, config.rope_theta, False, torch.float32
-    )
+    cos, sin = rotary_table(recorded["mrope.pos"][:, 0], config.mrope_section, config.rope_theta, False, torch.float32)
     with torch.no_grad():
         ours = {
             "time.sinusoid": timestep_features(recorded["time.t"]),

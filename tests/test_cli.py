@@ -336,3 +336,35 @@ def test_a_clip_file_is_understood(capsys):
     options = ("--resolution", "video_192p", "--max-new-tokens", "2")
     assert main(["understand", *MODEL, "--media", media, "What happens?", *options]) == 0
     assert "2/2" in capsys.readouterr().err
+
+
+def test_less_memory_gives_the_same_picture(home):
+    for name, options in (("whole.png", ()), ("less.png", ("--memory", "0.01"))):
+        assert main(["generate", *MODEL, "a fox", *SMALL, *options, "--output", name]) == 0
+    assert (home / "whole.png").read_bytes() == (home / "less.png").read_bytes()
+
+
+def test_too_little_memory_is_told_in_one_sentence(capsys, home):
+    refused(capsys, home, ("generate", *MODEL, "a fox", *SMALL, "--memory", "0.0001"), "GiB of device memory at least")
+    refused(capsys, home, ("generate", *MODEL, "a fox", *SMALL, "--memory", "much"), "memory is 'much'")
+
+
+@pytest.mark.parametrize(
+    ("task", "phases"),
+    [
+        ("generate", ["paint", "decode"]),
+        ("edit", ["look", "encode", "paint", "decode"]),
+        ("understand", ["look", "answer"]),
+    ],
+)
+def test_memory_tells_every_phase_of_a_request(capsys, task, phases):
+    assert main(["memory", *MODEL, task, "--width", "64", "--height", "64"]) == 0
+    head, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert [row.split()[0] for row in rows] == phases
+    for row in rows:
+        weights, working, whole, least = map(float, row.split()[1:])
+        assert least <= whole and whole >= working
+
+
+def test_memory_refuses_impossible_sizes(capsys, home):
+    refused(capsys, home, ("memory", *MODEL, "generate", "--width", "100"), "width is 100: give a multiple of 16")

@@ -117,10 +117,17 @@ def test_rates_are_rounded_to_whole_numbers():
     assert sample_indices(2, 0.25, max_seconds=60) == [0] * 92 + [1]
 
 
-@pytest.mark.parametrize("total, fps, options", [
-    (0, 12, {}), (5, 0, {}), (5, float("nan"), {}), (5, -1, {}), (5, 12, {"sample_fps": 0}),
-    (5, 12, {"max_seconds": float("inf")}),
-])
+@pytest.mark.parametrize(
+    "total, fps, options",
+    [
+        (0, 12, {}),
+        (5, 0, {}),
+        (5, float("nan"), {}),
+        (5, -1, {}),
+        (5, 12, {"sample_fps": 0}),
+        (5, 12, {"max_seconds": float("inf")}),
+    ],
+)
 def test_impossible_sampling_is_refused(total, fps, options):
     with pytest.raises(LanceError):
         sample_indices(total, fps, **options)
@@ -169,10 +176,16 @@ def test_palette_colours(tmp_path):
     assert to_bytes(read_image(tmp_path / "palette.png"))[0, 1, 1].tolist() == [10, 20, 30]
 
 
-@pytest.mark.parametrize("name, dtype, scale", [
-    ("grey.png", np.uint16, 1), ("grey.tiff", np.uint16, 1), ("grey.tiff", np.int32, 1),
-    ("grey.tiff", np.float32, 1 / 65535), ("grey.png", np.uint8, 255 / 65535),
-])
+@pytest.mark.parametrize(
+    "name, dtype, scale",
+    [
+        ("grey.png", np.uint16, 1),
+        ("grey.tiff", np.uint16, 1),
+        ("grey.tiff", np.int32, 1),
+        ("grey.tiff", np.float32, 1 / 65535),
+        ("grey.png", np.uint8, 255 / 65535),
+    ],
+)
 def test_greys_of_every_depth_span_the_range(tmp_path, name, dtype, scale):
     levels = np.linspace(0, 65535, 6).reshape(2, 3)
     Image.fromarray((levels * scale).astype(dtype)).save(tmp_path / name)
@@ -194,10 +207,17 @@ def test_one_pixel(tmp_path):
     assert to_bytes(read_image(tmp_path / "pixel.png")).tolist() == [[[[1, 2, 3]]]]
 
 
-@pytest.mark.parametrize("orientation, turn", [
-    (1, lambda x: x), (2, lambda x: x[:, ::-1]), (3, lambda x: np.rot90(x, 2)), (4, lambda x: x[::-1]),
-    (6, lambda x: np.rot90(x, -1)), (8, lambda x: np.rot90(x, 1)),
-])
+@pytest.mark.parametrize(
+    "orientation, turn",
+    [
+        (1, lambda x: x),
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: np.rot90(x, 2)),
+        (4, lambda x: x[::-1]),
+        (6, lambda x: np.rot90(x, -1)),
+        (8, lambda x: np.rot90(x, 1)),
+    ],
+)
 def test_exif_rotation_is_applied(tmp_path, orientation, turn):
     pixels = noise(4, 6, 3)
     exif = Image.Exif()
@@ -216,11 +236,20 @@ def test_the_golden_clip_has_the_official_frames():
     assert (frames - expected).abs().max() <= 2.5 / 255
 
 
-@pytest.mark.parametrize("name, container, codec", [
-    ("clip.mp4", None, "libx264"), ("clip.mkv", None, "libx264"), ("clip.webm", None, "libvpx"),
-    ("clip.avi", None, "libx264"), ("clip.ts", None, "libx264"), ("clip.flv", None, "libx264"),
-    ("clip.mp4", None, "mpeg4"), ("named.png", "mp4", "libx264"), ("stream.h264", "h264", "libx264"),
-])
+@pytest.mark.parametrize(
+    "name, container, codec",
+    [
+        ("clip.mp4", None, "libx264"),
+        ("clip.mkv", None, "libx264"),
+        ("clip.webm", None, "libvpx"),
+        ("clip.avi", None, "libx264"),
+        ("clip.ts", None, "libx264"),
+        ("clip.flv", None, "libx264"),
+        ("clip.mp4", None, "mpeg4"),
+        ("named.png", "mp4", "libx264"),
+        ("stream.h264", "h264", "libx264"),
+    ],
+)
 def test_frames_are_found_in_every_container(tmp_path, name, container, codec):
     path = encode(tmp_path / name, numbered(80), fps=24, codec=codec, container=container)
     frames, kind = read_media(path)
@@ -274,9 +303,14 @@ def test_jitter_of_timestamps_is_not_a_variable_rate(tmp_path):
     assert media._choose(times, 24, 12, 6.0) == sample_indices(50, 24)
 
 
-@pytest.mark.parametrize("degrees, matrix, turns", [
-    (90, (0, 1, -1, 0), -1), (180, (-1, 0, 0, -1), 2), (270, (0, -1, 1, 0), 1),
-])
+@pytest.mark.parametrize(
+    "degrees, matrix, turns",
+    [
+        (90, (0, 1, -1, 0), -1),
+        (180, (-1, 0, 0, -1), 2),
+        (270, (0, -1, 1, 0), 1),
+    ],
+)
 def test_rotation_metadata_is_honoured(tmp_path, degrees, matrix, turns):
     corner = torch.zeros(1, 32, 64, 3)
     corner[:, :16, :32] = 1
@@ -330,21 +364,29 @@ def test_missing_empty_and_folder(tmp_path):
     assert_refused(tmp_path / "empty.mp4", "empty")
 
 
-@pytest.mark.parametrize("name, content", [
-    ("words.mp4", b"hello world\n" * 50), ("words.txt", b"hello world\n" * 50), ("bytes.png", bytes(range(256)) * 9),
-    ("page.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
-    ("title.srt", b"1\n00:00:00,000 --> 00:00:02,000\nhi\n"),
-    ("header.mp4", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("words.mp4", b"hello world\n" * 50),
+        ("words.txt", b"hello world\n" * 50),
+        ("bytes.png", bytes(range(256)) * 9),
+        ("page.svg", b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+        ("title.srt", b"1\n00:00:00,000 --> 00:00:02,000\nhi\n"),
+        ("header.mp4", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom"),
+    ],
+)
 def test_other_content_is_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert_refused(tmp_path / name, "not a picture|no picture|no video|codec")
 
 
-@pytest.mark.parametrize("content", [
-    "ffconcat version 1.0\nfile 'secret.mp4'\n",
-    "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.mp4\n#EXT-X-ENDLIST\n",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "ffconcat version 1.0\nfile 'secret.mp4'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nsecret.mp4\n#EXT-X-ENDLIST\n",
+    ],
+)
 @pytest.mark.parametrize("name", ["list.mp4", "list.m3u8"])
 def test_a_list_of_other_files_is_not_followed(tmp_path, name, content):
     encode(tmp_path / "secret.mp4", numbered(5))
@@ -411,9 +453,14 @@ def test_a_clip_without_frames_is_refused(tmp_path):
     assert_refused(path, "no frames|damaged|no video", [read_video, read_media])
 
 
-@pytest.mark.parametrize("name, codec, cover", [
-    ("sound.wav", "pcm_s16le", False), ("sound.m4a", "aac", False), ("song.m4a", "aac", True),
-])
+@pytest.mark.parametrize(
+    "name, codec, cover",
+    [
+        ("sound.wav", "pcm_s16le", False),
+        ("sound.m4a", "aac", False),
+        ("song.m4a", "aac", True),
+    ],
+)
 def test_sound_only_is_refused(tmp_path, name, codec, cover):
     assert_refused(encode_sound(tmp_path / name, codec, cover=cover), "sound only", [read_video, read_media])
     assert_refused(tmp_path / name, "not a picture", [read_image])
@@ -489,10 +536,18 @@ def test_mp4_without_x264(tmp_path):
     assert (read_video(tmp_path / "plain.mp4") - frames).abs().mean() < 0.02
 
 
-@pytest.mark.parametrize("write, shape", [
-    (write_png, (2, 4, 4, 3)), (write_png, (4, 4)), (write_png, (4, 4, 4)), (write_png, (0, 4, 3)),
-    (write_mp4, (4, 4, 3)), (write_mp4, (0, 4, 4, 3)), (write_mp4, (1, 4, 4, 1)),
-])
+@pytest.mark.parametrize(
+    "write, shape",
+    [
+        (write_png, (2, 4, 4, 3)),
+        (write_png, (4, 4)),
+        (write_png, (4, 4, 4)),
+        (write_png, (0, 4, 3)),
+        (write_mp4, (4, 4, 3)),
+        (write_mp4, (0, 4, 4, 3)),
+        (write_mp4, (1, 4, 4, 1)),
+    ],
+)
 def test_other_shapes_are_refused_and_nothing_is_written(tmp_path, write, shape):
     with pytest.raises(LanceError, match="out"):
         write(torch.zeros(shape), tmp_path / "out")

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from operations import Operations, count, count_per_call
 
 from lance_core import flow, stages
+from lance_core.transformer import MLP_CHUNK, Run
 
 LIMIT = 60  # operations per layer and branch
 SMALL, LARGE, CLIP = (1, 8, 8), (1, 24, 24), (4, 6, 6)  # 64, 576 and 144 tokens
@@ -29,7 +30,7 @@ def branches(task: str, grid: tuple[int, int, int], text: str = PROMPT) -> list[
     if task == "edit":
         seen = stages.Semantic(torch.zeros(t * h * w, lance().config.text.hidden_size), (t, 2 * h, 2 * w), "image")
         request = stages.Request("edit", text, (seen,), (torch.zeros(1, 48, *grid),))
-    return stages.branches(lance(), request, grid, guided=True)
+    return stages.branches(lance(), request, stages.sides(lance(), request, grid, guided=True))
 
 
 def guided_steps(both: list[stages.Branch], count: int) -> Tensor:
@@ -94,6 +95,26 @@ def test_prefill_asks_for_as_many_operations_whatever_the_length(task):
     assert layers_of(lambda: branches(task, LARGE)) == short
     assert layers_of(lambda: branches(task, SMALL, 40 * PROMPT)) == short
     assert max(computed(short)) <= LIMIT
+
+
+def test_a_written_token_asks_for_as_many_operations_whatever_is_before_it():
+    def written(length: int, prompt: str) -> Operations:
+        return count(lambda: stages.understand(lance(), None, prompt, max_new_tokens=length))
+
+    short, long = (written(4, prompt) - written(3, prompt) for prompt in (PROMPT, 40 * PROMPT))
+    assert long == short
+    assert short.computed.total() <= LIMIT * lance().config.text.num_hidden_layers
+
+
+@pytest.mark.parametrize("tokens, parts", [(1, 1), (MLP_CHUNK, 1), (MLP_CHUNK + 1, 2), (20670, 2)])
+def test_an_mlp_takes_tokens_whole_until_they_would_fill_the_memory(tokens, parts):
+    transformer = lance().transformer
+    streams = tuple(torch.zeros(1, n, transformer.config.hidden_size) for n in (2, tokens))
+    rotary = transformer.rotary(torch.zeros(3, 2 + tokens, dtype=torch.long), torch.float32)
+    run = Run(streams, *rotary, attend=lambda layer, q, k, v: q)
+    seen = count(lambda: transformer.language_model.model.layers[0](0, [run]))
+    assert seen.computed["silu"] == 1 + parts  # the other one is that of the boundaries
+    assert seen.computed.total() <= LIMIT
 
 
 def test_counting_tells_operations_views_and_waits_apart():

@@ -125,13 +125,15 @@ def test_what_is_imported_is_what_is_required():
         name.split(".")[0] for path in SOURCES for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))
     }
     foreign = imported - sys.stdlib_module_names - HOST
-    assert {provided[name][0].lower() for name in foreign} == {requirement.name for requirement in REQUIREMENTS}
+    optional = {Requirement(line).name for line in PROJECT["optional-dependencies"]["gguf"]}
+    required = {requirement.name for requirement in REQUIREMENTS}
+    assert {provided[name][0].lower() for name in foreign} == required | optional
 
 
 def test_lance_core_needs_neither_comfyui_nor_transformers():
     code = (
         "import sys, lance_core.__main__\n"
-        "foreign = {'comfy', 'comfy_api', 'folder_paths', 'nodes', 'server', 'transformers', 'torchvision'}\n"
+        "foreign = {'comfy', 'comfy_api', 'folder_paths', 'nodes', 'server', 'transformers', 'torchvision', 'gguf'}\n"
         "print(sorted(foreign & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

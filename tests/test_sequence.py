@@ -152,9 +152,7 @@ def test_any_request_is_tiled_by_its_segments(text, grids, target, task):
         assert int(sequence.positions[0, sequence.find("identity")[0].start]) == 2000
 
 
-@pytest.mark.parametrize(
-    ("text", "ids"), [(t, i) for t, i in values()["tokenizer"].items() if IM_START not in t]
-)
+@pytest.mark.parametrize(("text", "ids"), [(t, i) for t, i in values()["tokenizer"].items() if IM_START not in t])
 def test_the_tokenizer_is_the_official_one(text, ids):
     assert TOKENIZER.encode(text) == ids
 

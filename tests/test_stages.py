@@ -142,9 +142,7 @@ def test_text_is_reported_as_it_grows_and_may_stop(semantic):
 
 def test_sampled_answers_follow_their_seed(semantic):
     def ask(seed, **options):
-        return stages.understand(
-            lance(), semantic, "what?", max_new_tokens=16, temperature=1.5, seed=seed, **options
-        )
+        return stages.understand(lance(), semantic, "what?", max_new_tokens=16, temperature=1.5, seed=seed, **options)
 
     assert ask(1) == ask(1) != ask(2)
     greedy = stages.understand(lance(), semantic, "what?", max_new_tokens=16)
@@ -201,9 +199,7 @@ def test_the_last_reference_gives_the_size(semantic, latent):
 @given(width=st.integers(1, 12), height=st.integers(1, 12), frames=st.integers(1, 3))
 def test_every_size_works(width, height, frames):
     frames = 4 * frames - 3
-    result = stages.generate(
-        lance(), "x", width=16 * width, height=16 * height, frames=frames, steps=1, guidance=1.0
-    )
+    result = stages.generate(lance(), "x", width=16 * width, height=16 * height, frames=frames, steps=1, guidance=1.0)
     assert result.shape == (1, 48, (frames - 1) // 4 + 1, height, width) and result.isfinite().all()
 
 
