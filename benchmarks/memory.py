@@ -1,67 +1,105 @@
-"""What the released model needs in memory, counted on the meta device: `python benchmarks/memory.py`.
+"""What the released model needs in device memory, by task and budget: `python benchmarks/memory.py`.
 
-Weights, keys and values are exact (the two branches of guidance share all but the caption's). The working memory of a
-pass is `LanceTransformer.working_memory` and `noise_memory`. Nothing here runs on a GPU; the last column is a sum, not
-a measurement.
+Weights are bytes of their tensors. Working memory is what `lance_core.memory` says beforehand; with --count it is
+counted beside that in a run of the whole code, all layers and all frames, without data on the meta device (a minute).
+Nothing here runs on a GPU: the libraries' workspaces and the allocator's rounding are not in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+from collections.abc import Iterator
+from unittest.mock import patch
 
+import measuring
 import torch
-from torch import nn
+from released import Form
 
-from lance_core.config import TextConfig, VisionConfig
+from lance_core import memory
+from lance_core.checkpoint import Lance
+from lance_core.errors import LanceError
+from lance_core.needs import Job, Phase, needs, plan
+from lance_core.placement import GIB, model_parts
+from lance_core.quantized import quantize_model
+from lance_core.tiny import tokenizer_specification
+from lance_core.tokenizer import Tokenizer
 from lance_core.transformer import LanceTransformer
 from lance_core.vae import VAEConfig, WanVAE
 from lance_core.vit import VisionTower
 
-GIB = 2**30
-TEXT = 120  # tokens of template, system prompt and an ordinary caption
+JOBS = {
+    "text to image 768x768": Job("generate", 768, 768),
+    "image edit 768x768": Job("edit", 768, 768, references=1),
+    "text to video 848x480, 49 frames": Job("generate", 848, 480, 49),
+    "text to video 848x480, 121 frames": Job("generate", 848, 480, 121),
+    "image to video 848x480, 121 frames": Job("generate", 848, 480, 121, references=1),
+    "video edit 848x480, 49 frames": Job("edit", 848, 480, 49, references=1),
+    "question about a 768 picture": Job("understand", 768, 768, references=1),
+}
+BUDGETS = (6.1, 8.0, 11.5, 13.0, 24.0)
+FORMATS = (None, "int8", "nf4")
 
 
-@dataclass(frozen=True)
-class Task:
-    """Tokens of the context without text, and of the target, boundaries included."""
-
-    name: str
-    context: int
-    target: int
-
-
-TASKS = (
-    Task("text to image 768x768", 0, 2304 + 2),
-    Task("image edit 768x768", 576 + 2304 + 4, 2304 + 2),
-    Task("text to video 848x480, 49 frames", 0, 13 * 30 * 53 + 2),
-    Task("text to video 848x480, 121 frames", 0, 31 * 30 * 53 + 2),
-    Task("question about a 768 picture", 576 + 2, 0),
-)
+def empty_model(format: str | None = None) -> Lance:
+    """The released model without data, in bfloat16 or with a format of quantised weights."""
+    config, empty = Form(torch.device("meta")).config, {"dtype": torch.bfloat16, "device": "meta"}
+    transformer = LanceTransformer(config.text, **empty)
+    if format:
+        quantize_model(transformer, format)
+    parts = transformer, VisionTower(config.vision, **empty), WanVAE(VAEConfig(), **empty)
+    tokenizer = Tokenizer(tokenizer_specification())
+    return Lance(config, *parts, tokenizer, torch.device("meta"), torch.bfloat16)
 
 
-def gib(module: nn.Module, bytes_per_weight: int) -> float:
-    return sum(p.numel() for p in module.parameters()) * bytes_per_weight / GIB
+def fitted(lance: Lance, phases: list[Phase], budget: float) -> dict[str, object]:
+    """A row: what the phases of a request take with so many GiB, the hungriest last; '-' where they do not fit."""
+    parts = model_parts(lance.transformer, lance.vision, lance.vae, present=False)
+    try:
+        plans = [(plan(parts, phase, int(budget * GIB)), phase) for phase in phases]
+    except LanceError:
+        return {}
+    main, phase = max(plans, key=lambda pair: len(pair[1].parts))
+    return {
+        "weights": main.resident / GIB,
+        "streamed per step": main.streamed / GIB,
+        "K and V": phase.context / GIB,
+        "working": phase.working / GIB,
+        "peak": max(plan.peak for plan, _ in plans) / GIB,
+    }
+
+
+def counted(lance: Lance, job: Job) -> list[Phase]:
+    """The phases with every layer and every frame run."""
+    with patch.object(memory, "STEADY_LAYERS", 10**6), patch.object(memory, "STEADY_FRAMES", 10**6):
+        return list(needs(lance, job))
+
+
+def rows(formats: tuple[str | None, ...]) -> Iterator[tuple[str, dict[str, object]]]:
+    for format in formats:
+        lance = empty_model(format)
+        for name, job in JOBS.items():
+            phases = list(needs(lance, job))
+            for budget in BUDGETS:
+                row = fitted(lance, phases, budget)
+                yield f"{name}, {format or 'bf16'}, {budget:g} GiB", row
+                if row and not row["streamed per step"]:
+                    break  # more memory changes nothing
 
 
 def main() -> None:
-    transformer = LanceTransformer(TextConfig(), dtype=torch.bfloat16, device="meta")
-    parts = {
-        "decoder, both experts": transformer,
-        "vision tower": VisionTower(VisionConfig(), device="meta"),
-        "VAE": WanVAE(VAEConfig(), device="meta"),
-    }
-    print(f"{'weights, GiB':36}{'bf16':>8}{'fp32':>8}")
-    for name, module in parts.items():
-        print(f"{name:36}{gib(module, 2):8.2f}{gib(module, 4):8.2f}")
-
-    decoder = gib(transformer, 2)
-    print(f"\n{'bf16, GiB':36}{'K and V':>8}{'a pass':>8}{'with decoder':>14}")
-    for task in TASKS:
-        context = task.context + TEXT
-        kv = transformer.context_memory(context) / GIB
-        noise = transformer.noise_memory(task.target)
-        work = (transformer.working_memory(max(context, task.target)) + noise) / GIB
-        print(f"{task.name:36}{kv:8.2f}{work:8.2f}{decoder + kv + work:14.1f}")
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--count", action="store_true", help="run all layers and frames, to check the estimates")
+    if options.parse_args().count:
+        lance, columns = empty_model(), {"estimated": {}, "counted": {}}
+        for name, job in JOBS.items():
+            for column, phases in zip(columns.values(), (needs(lance, job), counted(lance, job))):
+                column.update({f"{name}, {phase.name}": phase.working / GIB for phase in phases})
+        print(measuring.table(columns))
+        return
+    found = dict(rows(FORMATS))
+    titles = list(next(row for row in found.values() if row))
+    print("GiB of device memory")
+    print(measuring.table({t: {name: row.get(t, "-") for name, row in found.items()} for t in titles}))
 
 
 if __name__ == "__main__":

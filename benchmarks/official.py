@@ -13,45 +13,50 @@ lacks, which is put in their way from outside:
 - the vision tower gives fixed embeddings at once, here as there.
 
 That both sides compute the same is checked: their answers have to be equal, and the relative distance of their latents
-is printed with the times.
+and of what their VAEs give is printed with the times. "ours in bf16" stands beside the official float32 and is no
+comparison of code: a CPU runs the official one in float32 only. Memory peaks are those of processes of their own, once
+the model is made.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from cpu import (
+from cpu import per_branch
+from measuring import in_own_process, least, peak_gigabytes, seconds, table
+from operations import Operations, count_per_call
+from torch import Tensor, nn
+from workload import (
     ANSWER,
     PROMPT,
     SEEN,
+    SIZES,
+    TITLES,
     Request,
     Size,
     answer,
-    arguments,
     drawn,
-    least,
     model,
-    most,
-    report,
-    seconds,
-    tokens_per_second,
+    seconds_per_token,
 )
-from operations import Operations, count_per_call
-from torch import Tensor, nn
 
 from lance_core import flow
 from lance_core.checkpoint import Lance
 from lance_core.sequence import build
 from lance_core.stages import normalize
 from lance_core.tokenizer import VIDEO_PAD, VISION_END, VISION_START
+from lance_core.vae import WanVAE
 
 # How the official data code marks tokens (data/datasets_custom/validation_dataset.py, modality_map).
 MODALITY = {"text": -1, "caption": 0, "noise": 1, "source": 2, "identity": 3, "semantic": 4}
@@ -104,8 +109,8 @@ def import_official(checkout: str) -> ModuleType:
     return modeling.lance
 
 
-def official_model(package: ModuleType, lance: Lance) -> nn.Module:
-    """The official model with the sizes and the weights of ours."""
+def official_model(package: ModuleType, lance: Lance, frames: int) -> nn.Module:
+    """The official model with the sizes and the weights of ours, for so many latent frames."""
     from common.utils.misc import AutoEncoderParams
 
     config, special = lance.config.text, lance.tokenizer.special
@@ -136,7 +141,7 @@ def official_model(package: ModuleType, lance: Lance) -> nn.Module:
         vae_config=AutoEncoderParams(downsample_spatial=16, downsample_temporal=4, z_channels=48),
         latent_patch_size=(1, 1, 1),
         max_latent_size=64,
-        max_num_frames=1,
+        max_num_frames=4 * frames - 3,
     )
     tower = FixedTower(drawn(SEEN[1] * SEEN[2], config.hidden_size))
     official = package.Lance(
@@ -145,10 +150,27 @@ def official_model(package: ModuleType, lance: Lance) -> nn.Module:
         vit_type="qwen_2_5_vl_original",
         config=lance_config,
     ).eval()
-    missing, unknown = official.load_state_dict(lance.transformer.state_dict(), strict=False)
+    missing, unknown = official.load_state_dict(lance.transformer.state_dict(), strict=False, assign=True)
     if set(missing) - {"latent_pos_embed.pos_embed"} or unknown:
         raise SystemExit(f"the official model has other weights than ours: {missing}, {unknown}")
     return official
+
+
+def official_vae(ours: WanVAE) -> nn.Module:
+    """The official VAE with the widths and the weights of ours."""
+    from modeling.vae.wan.vae2_2 import WanVAE_
+
+    config = ours.config
+    vae = WanVAE_(
+        dim=config.encoder_width,
+        dec_dim=config.decoder_width,
+        z_dim=config.latent_channels,
+        dim_mult=list(config.multipliers),
+        num_res_blocks=config.blocks,
+        temperal_downsample=list(config.time_downsample),
+    )
+    vae.load_state_dict(ours.state_dict())
+    return vae.eval().requires_grad_(False)
 
 
 def merged_grid(grid: tuple[int, int, int]) -> list[int]:
@@ -177,7 +199,8 @@ class OfficialRequest:
         vae = [inner[s] for s in visual if s.role != "semantic"]
         is_text = torch.ones(length, dtype=torch.bool)
         is_text[torch.cat([*vit, *vae])] = False
-        picture = [1, 16 * size.side, 16 * size.side]
+        t, h, w = size.grid
+        picture = [4 * t - 3, 16 * h, 16 * w]
         grids = torch.tensor([merged_grid(s.grid) for s in visual])
         _, latents = self.request.request.references()
         latents = [latent.permute(1, 2, 3, 0) for latent in latents]
@@ -220,7 +243,7 @@ class OfficialRequest:
 
     def noise(self) -> Tensor:
         """The target's rows `[N, 48]` of the draw that the official loop makes."""
-        n = self.request.size.side**2
+        n = self.request.size.tokens
         blocks = len(self.inputs["video_sizes"])
         return torch.randn(blocks * n, 48, generator=torch.Generator().manual_seed(1))[-n:]
 
@@ -242,9 +265,10 @@ class OfficialRequest:
         return steps[0] - start, [s for s, flag in spans if flag], [s for s, flag in spans if not flag]
 
     def layers(self) -> list[Operations]:
-        """The operations of every layer in one guided step."""
+        """The operations of every layer in one guided step, both branches together."""
         layers = self.official.language_model.model.layers
-        return count_per_call(layers, lambda: self.run(1))[-2 * len(layers) :]
+        forwards = count_per_call(layers, lambda: self.run(1))[-2 * len(layers) :]
+        return [sum(forwards[i :: len(layers)], Operations()) for i in range(len(layers))]
 
 
 def official_answer(official: nn.Module, lance: Lance, length: int) -> list[int]:
@@ -288,7 +312,7 @@ def distance(theirs: OfficialRequest) -> float:
 
 def attention_seconds(request: Request, repeats: int) -> float:
     """The attention of one guided step on its own: what both sides spend in the same function of torch."""
-    config, n = request.lance.config.text, request.size.side**2 + 2
+    config, n = request.lance.config.text, request.size.tokens + 2
     q = drawn(1, config.num_attention_heads, n, config.head_dim)
     lengths = [branch.context.length + n for branch in request.prefill()]
     pairs = [[drawn(1, config.num_key_value_heads, s, config.head_dim) for _ in "kv"] for s in lengths]
@@ -305,48 +329,138 @@ def attention_seconds(request: Request, repeats: int) -> float:
 def measure(size: Size, repeats: int, checkout: str) -> dict[str, float]:
     """All figures of one size; the two sides take turns."""
     lance = model(size)
-    official = official_model(import_official(checkout), lance)
+    official = official_model(import_official(checkout), lance, size.grid[0])
+    requests = [OfficialRequest(official, Request(lance, size, task)) for task in size.tasks]
     figures: dict[str, float] = {}
-    for label, task in (("text to image", "generate"), ("image edit", "edit")):
-        request = request_figures(OfficialRequest(official, Request(lance, size, task)), repeats)
-        figures |= {f"{label}: {name}": value for name, value in request.items()}
-    return figures | answer_figures(official, lance, repeats)
+    for theirs in requests:
+        title, once = TITLES[theirs.request.task], size == SIZES["clip"]
+        found = step_figures(theirs, 1 if once else repeats)
+        found |= {} if once else without_attention(found, theirs.request, repeats)
+        figures |= {f"{title}: {name}": value for name, value in (found | operation_figures(theirs)).items()}
+    if size == SIZES["clip"]:
+        return figures
+    figures |= answer_figures(official, lance, repeats) | vae_figures(lance.vae, repeats)
+    return figures | bf16_figures(size, repeats)
 
 
-def request_figures(theirs: OfficialRequest, repeats: int) -> dict[str, float]:
+def compared(name: str, official: float, ours: float) -> dict[str, float]:
+    """Milliseconds of both, and how many times faster ours is."""
+    return {f"{name}, official, ms": 1e3 * official, f"{name}, ours, ms": 1e3 * ours, f"{name}, ratio": official / ours}
+
+
+def step_figures(theirs: OfficialRequest, repeats: int) -> dict[str, float]:
     ours = theirs.request
     figures = {"relative distance of the latents": distance(theirs)}
     turns = [(theirs.timed_run(), ours.step_seconds(), seconds(ours.prefill)) for _ in range(repeats)]
     (prefill, guided, plain), (our_guided, our_plain) = (zip(*(turn[i] for turn in turns)) for i in (0, 1))
-    step, our_step = least(guided), least(our_guided)
+    figures |= compared("guided step", least(guided), least(our_guided))
+    if any(plain):
+        figures |= compared("plain step", least(plain), least(our_plain))
+    return figures | compared("prefill of both branches", min(prefill), min(turn[2] for turn in turns))
+
+
+def without_attention(figures: dict[str, float], ours: Request, repeats: int) -> dict[str, float]:
+    """Guided steps less what both sides spend in the same function of torch."""
     shared = attention_seconds(ours, repeats)
-    for name, official, own in (
-        ("guided step", step, our_step),
-        ("guided step without attention", step - shared, our_step - shared),
-        ("plain step", least(plain), least(our_plain)),
-        ("prefill of both branches", min(prefill), min(turn[2] for turn in turns)),
-    ):
-        figures |= {f"{name}, official, s": official, f"{name}, ours, s": own, f"{name}, ratio": official / own}
-    for side, layers in (("official", theirs.layers()), ("ours", ours.layers())):
-        figures[f"operations per layer and branch, {side}"] = most(layers)
-        figures[f"waits per layer and branch, {side}"] = max(each.waits.total() for each in layers)
+    official, own = (figures[f"guided step, {side}, ms"] / 1e3 - shared for side in ("official", "ours"))
+    return compared("guided step without attention", official, own)
+
+
+def operation_figures(theirs: OfficialRequest) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for side, layers in (("official", theirs.layers()), ("ours", theirs.request.layers())):
+        figures[f"operations per layer and branch, {side}"] = per_branch(layers)
+        figures[f"waits per layer and branch, {side}"] = max(each.waits.total() for each in layers) / 2
     return figures
 
 
 def answer_figures(official: nn.Module, lance: Lance, repeats: int) -> dict[str, float]:
     if official_answer(official, lance, ANSWER) != answer(lance, ANSWER):
         raise SystemExit("the official answer is not ours")
-    theirs = tokens_per_second(partial(official_answer, official, lance), repeats)
-    ours = tokens_per_second(partial(answer, lance), repeats)
+    theirs = 1 / seconds_per_token(partial(official_answer, official, lance), repeats)
+    ours = 1 / seconds_per_token(partial(answer, lance), repeats)
     return {"decode, official, tokens/s": theirs, "decode, ours, tokens/s": ours, "decode, ratio": ours / theirs}
 
 
+def vae_figures(ours: WanVAE, repeats: int) -> dict[str, float]:
+    """A picture of 256x256 through both VAEs, in turn."""
+    theirs, scale = official_vae(ours), [0.0, 1.0]
+    pixels, latent = drawn(1, 3, 1, 256, 256).clamp(-1, 1), drawn(1, 48, 1, 16, 16)
+    figures: dict[str, float] = {}
+    with torch.inference_mode():
+        for name, official, own in (
+            ("VAE encode of 256x256", lambda: theirs.encode(pixels, scale)[0], lambda: ours.encode(pixels)[0]),
+            ("VAE decode of 256x256", lambda: theirs.decode(latent, scale).clamp(-1, 1), lambda: ours.decode(latent)),
+        ):
+            expected = official()
+            figures[f"{name}: relative distance"] = float((own() - expected).norm() / expected.norm())
+            turns = [(seconds(official), seconds(own)) for _ in range(repeats)]
+            figures |= compared(name, *map(min, zip(*turns)))
+    return figures
+
+
+def bf16_figures(size: Size, repeats: int) -> dict[str, float]:
+    """Ours alone in bf16."""
+    lance = model(size, torch.bfloat16)
+    figures: dict[str, float] = {}
+    for task in size.tasks:
+        request = Request(lance, size, task)
+        request.run(2)
+        guided = least(request.step_seconds()[0] for _ in range(repeats))
+        figures[f"{TITLES[task]}: guided step, ours in bf16, ms"] = 1e3 * guided
+    return figures | {"decode, ours in bf16, tokens/s": 1 / seconds_per_token(partial(answer, lance), repeats)}
+
+
+def peak_figures(size: Size, side: str, checkout: str) -> dict[str, float]:
+    """The peak of a process in which one side does every task of a size, a few steps each."""
+    lance = model(size)
+    calls: list[Callable[[], object]] = []
+    if side == "ours":
+        calls += [partial(Request(lance, size, task).run, 2) for task in size.tasks]
+        calls.append(partial(answer, lance, 8))
+    else:
+        official = official_model(import_official(checkout), lance, size.grid[0])
+        calls += [partial(OfficialRequest(official, Request(lance, size, task)).run, 2) for task in size.tasks]
+        calls.append(partial(official_answer, official, lance, 8))
+    forget_peak()
+    for call in calls:
+        call()
+    return {f"peak memory, {side}, GB": peak_gigabytes()}
+
+
+def forget_peak() -> None:
+    """Lets the peak begin anew where the system can (Linux, proc(5)); elsewhere it is the whole run's."""
+    file = Path("/proc/self/clear_refs")
+    if file.exists():
+        file.write_text("5")
+
+
+def figures_of(name: str, options: argparse.Namespace) -> dict[str, float]:
+    """Times of both sides in one process, peaks in one for each."""
+    given = [f"--size={name}", f"--official={options.official}"]
+    given += [f"--repeats={options.repeats}", f"--threads={options.threads}"]
+    found = [in_own_process(__file__, *given, f"--here={what}") for what in ("times", "official", "ours")]
+    return found[0] | found[1] | found[2]
+
+
 def main() -> None:
-    parser = arguments()
-    parser.description = __doc__.split("\n", 1)[0]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--official", required=True, help="a clone of github.com/bytedance/Lance")
+    parser.add_argument("--repeats", type=int, default=5, help="how often every time is taken (default: 5)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    parser.add_argument("--size", choices=SIZES, help="measure this size only")
+    parser.add_argument("--here", choices=("times", "official", "ours"), help="measure in this process; print JSON")
     options = parser.parse_args()
-    report(__file__, options, lambda size: measure(size, options.repeats, options.official))
+    torch.set_num_threads(options.threads)
+    if options.here == "times":
+        print(json.dumps(measure(SIZES[options.size], options.repeats, options.official)))
+    elif options.here:
+        print(json.dumps(peak_figures(SIZES[options.size], options.here, options.official)))
+    else:
+        names = [options.size] if options.size else ["a", "b", "clip"]
+        print(f"torch {torch.__version__}, {options.threads} threads, float32 unless said otherwise")
+        print("\n".join(f"({name}): {SIZES[name]}" for name in names))
+        print(table({f"({name})": figures_of(name, options) for name in names}))
 
 
 if __name__ == "__main__":
