@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -25,9 +26,9 @@ from ..lance_core.errors import LanceError
 from ..lance_core.flow import Sampling
 from ..lance_core.request import Request, kind_of
 from ..lance_core.sequence import Grid
-from ..lance_core.stages import Branch, noise_block, position_rows
+from ..lance_core.stages import Reading, noise_block, position_rows
 from ..lance_core.tokenizer import Tokenizer
-from ..lance_core.transformer import Context, LanceTransformer, NoiseBlock
+from ..lance_core.transformer import Branch, Context, LanceTransformer, NoiseBlock
 from .attention import attention
 from .contexts import Contexts, Key, Weights, prefix_key, whole_key
 from .report import warnings_logged
@@ -43,20 +44,28 @@ class LanceDiffusion(LanceTransformer):
         super().__init__(text_config, attention=attention, operations=operations, dtype=dtype, device=device)
 
     def forward(
-        self, x: Tensor, timestep: Tensor, context=None, control=None, transformer_options={}, *, branch: Branch, **_
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context=None,
+        control=None,
+        transformer_options={},
+        *,
+        branches: Sequence[Branch],
+        **_,
     ) -> Tensor:
-        """Velocity `[B, 48, T, h, w]` of normalised latents x at times `[B]` or, per row, `[B, N]`."""
+        """Velocities on n branches of latents x `[n * B, 48, T, h, w]`, at times `[n * B]` or `[n * B, N]`."""
         wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options)
         executor = WrapperExecutor.new_class_executor(self.velocity, self, wrappers)
         # EasyCache writes into x where it skips a step, and in float32 x is the sampler's own.
-        return executor.execute(x.clone() if wrappers else x, timestep, branch, transformer_options)
+        return executor.execute(x.clone() if wrappers else x, timestep, branches, transformer_options)
 
-    def velocity(self, x: Tensor, timestep: Tensor, branch: Branch, transformer_options: dict) -> Tensor:
+    def velocity(self, x: Tensor, timestep: Tensor, branches: Sequence[Branch], transformer_options: dict) -> Tensor:
         _, _, t, h, w = x.shape
         rows = rearrange(x, "B c t h w -> B (t h w) c")
         times = timestep if timestep.ndim == 2 else timestep[:, None]
         attend = partial(attention, transformer_options=transformer_options)
-        v = self.denoise(rows, times, branch.block, branch.context, attend)
+        v = torch.cat(self.batch_velocities(rows, times, branches, attend))
         return rearrange(v, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
 
 
@@ -83,7 +92,7 @@ class LanceSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
 
 
 class RequestCond(comfy.conds.CONDRegular):
-    """A request on its way through a sampler. Requests differ in length, so they never share a forward."""
+    """A request on its way through a sampler, which gives a forward as many of them as the memory has room for."""
 
     def __init__(self, cond: Request, tokens: int):
         super().__init__(cond)
@@ -93,10 +102,10 @@ class RequestCond(comfy.conds.CONDRegular):
         return self
 
     def can_concat(self, other) -> bool:
-        return self.cond is other.cond
+        return True
 
-    def concat(self, others) -> Request:
-        return self.cond
+    def concat(self, others) -> tuple[Request, ...]:
+        return (self.cond, *(other.cond for other in others))
 
     def size(self) -> list[int]:
         return [1, 1, self.tokens]
@@ -117,6 +126,7 @@ class LanceModel(comfy.model_base.BaseModel):
         self.contexts = Contexts()
         self.noise_blocks: dict[tuple[Key, Grid], NoiseBlock] = {}  # of the sampling under way
         self.position_rows: dict[Grid, Tensor] = {}
+        self.reading: tuple[Key, Reading] | None = None  # of the last question, by what it depends on
 
     def lance(self, device: torch.device) -> Lance:
         """What `lance_core` calls a model: the decoder, computing on a device in the dtype that ComfyUI has chosen."""
@@ -174,8 +184,9 @@ class LanceModel(comfy.model_base.BaseModel):
     def _apply_model(
         self, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds
     ) -> Tensor:
-        branch = self.branch(conds.pop(COND), x, transformer_options)
-        out = super()._apply_model(x, t, c_concat, c_crossattn, control, transformer_options, branch=branch, **conds)
+        branches = tuple(self.branch(request, x, transformer_options) for request in conds.pop(COND))
+        inputs = (x, t, c_concat, c_crossattn, control, transformer_options)
+        out = super()._apply_model(*inputs, branches=branches, **conds)
         mask = conds.get("denoise_mask")
         if mask is None:
             return out
@@ -225,7 +236,7 @@ class LanceModel(comfy.model_base.BaseModel):
 
     def forget(self) -> None:
         """Gives back all memory beside the weights."""
-        self.noise_blocks, self.position_rows = {}, {}
+        self.noise_blocks, self.position_rows, self.reading = {}, {}, None
         self.contexts.clear()
 
 

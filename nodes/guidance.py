@@ -12,14 +12,19 @@ from torch import Tensor
 
 from ..lance_core import flow
 from ..lance_core.flow import RENORMS, Sampling
+from ..lance_core.shortcuts import Difference
 from .diffusion import lance_of
 
-OPTION = "lance"  # of transformer_options: a Sampling, whose interval and renorm count
+OPTION = "lance"  # of transformer_options: a Sampling, whose interval, renorm and guidance_every count
+DIFFERENCE = "lance_difference"  # of a sampling's own transformer_options: the Difference that its steps share
+KEY = "lance_guidance"  # of wrappers
+MAX_EVERY = 10
 
 
 def attach_guidance(model: ModelPatcher) -> None:
     """Makes samplers with two branches guide this model as the official code does."""
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, OPTION, calc_conds)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, calc_conds)
     model.set_model_sampler_post_cfg_function(post_cfg)
     set_guidance(model, Sampling())
 
@@ -32,16 +37,34 @@ def guidance(model_options: dict[str, Any]) -> Sampling:
     return model_options["transformer_options"][OPTION]
 
 
+def outer_sample(executor: WrapperExecutor, *args, **kwargs) -> Tensor:
+    """A whole sampling, whose model options core has made for it alone and drops with it, however it ends."""
+    options = executor.class_obj.model_options
+    every = guidance(options).guidance_every
+    if every > 1:
+        options["transformer_options"][DIFFERENCE] = Difference(every)
+    return executor(*args, **kwargs)
+
+
 def calc_conds(
     executor: WrapperExecutor, model: Any, conds: list, x: Tensor, timestep: Tensor, model_options: dict[str, Any]
 ) -> list[Tensor]:
-    """Both branches, or outside of the guidance interval the conditional one alone, for both."""
-    cond, *others = conds
-    unguided = not flow.is_guided(timestep[0], guidance(model_options).interval)
-    if not unguided or len(others) != 1 or others[0] is None:
+    """Both branches, computed or, from the conditional one, by what separated them last.
+
+    Outside of the guidance interval the conditional one alone, for both.
+    """
+    if len(conds) != 2 or None in conds:
         return executor(model, conds, x, timestep, model_options)
-    out, _ = executor(model, [cond, None], x, timestep, model_options)
-    return [out, out]
+
+    def evaluate(count: int) -> list[Tensor]:
+        return executor(model, [conds[0], conds[1] if count == 2 else None], x, timestep, model_options)[:count]
+
+    if not flow.is_guided(timestep[0], guidance(model_options).interval):
+        return 2 * evaluate(1)
+    difference = model_options["transformer_options"].get(DIFFERENCE)
+    if difference is None or "context_handler" in model_options:  # each window of a clip would need its own
+        return evaluate(2)
+    return difference.branches(evaluate, timestep.reshape(-1, 1, 1, 1, 1))
 
 
 def post_cfg(args: dict[str, Any]) -> Tensor:
@@ -104,16 +127,37 @@ class LanceGuidance(io.ComfyNode):
                     tooltip="Higher lets guidance keep more of its strength; 1 switches the correction off.",
                     advanced=True,
                 ),
+                io.Int.Input(
+                    "guidance_every",
+                    default=Sampling.guidance_every,
+                    min=1,
+                    max=MAX_EVERY,
+                    tooltip="Higher is faster and changes the picture a little: guidance is computed on every n-th step"
+                    " alone and reused in between. 1 is exact.",
+                    advanced=True,
+                    optional=True,
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
     def execute(
-        cls, model, guidance_start: float, guidance_end: float, renorm: str, renorm_min: float
+        cls,
+        model,
+        guidance_start: float,
+        guidance_end: float,
+        renorm: str,
+        renorm_min: float,
+        guidance_every: int = Sampling.guidance_every,
     ) -> io.NodeOutput:
         lance_of(model)
-        settings = Sampling(interval=(guidance_start, guidance_end), renorm=renorm, renorm_min=renorm_min)
+        settings = Sampling(
+            interval=(guidance_start, guidance_end),
+            renorm=renorm,
+            renorm_min=renorm_min,
+            guidance_every=guidance_every,
+        )
         model = model.clone()
         set_guidance(model, settings)
         return io.NodeOutput(model)

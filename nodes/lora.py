@@ -11,6 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..lance_core.checkpoint import parameter_shapes
 from ..lance_core.errors import LanceError
 from ..lance_core.lora import Lora, convert_lora, module_weights, read_config
 from .diffusion import lance_of
@@ -70,8 +71,7 @@ class LanceLora(io.ComfyNode):
         if strength == 0:
             return io.NodeOutput(model)
         path = folder_paths.get_full_path_or_raise(FOLDER, lora_name)
-        parameters = model.model.diffusion_model.state_dict()
-        lora = read_lora(path, {name: tuple(weight.shape) for name, weight in parameters.items()})
+        lora = read_lora(path, parameter_shapes(model.model.diffusion_model))
         if lora.unmatched:
             logging.warning(
                 "LoRA %s: %d tensors are left out, because Lance has no such weight, e.g. %s",

@@ -10,6 +10,8 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..lance_core.checks import check_latent
+from ..lance_core.errors import LanceError
+from .quantized import LAYOUT
 
 KEY = "lance"  # of wrappers and callbacks
 
@@ -39,6 +41,7 @@ def outer_sample(
 ) -> Tensor:
     """A whole sampling: what the mask leaves out stays as it is, bit for bit; a stopped one leaves nothing behind."""
     check_latent("the LATENT on the sampler", latent_image)
+    check_compilation(executor.class_obj.model_patcher)
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     except BaseException:
@@ -47,3 +50,12 @@ def outer_sample(
     if denoise_mask is None:
         return samples
     return torch.where(denoise_mask.to(samples) > 0, samples, latent_image.to(samples))
+
+
+def check_compilation(model: ModelPatcher) -> None:
+    """Raises LanceError for weights that torch.compile cannot look through: core's 4-bit layers are no operators."""
+    from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS  # which core itself imports late
+
+    config = model.model.model_config
+    if TORCH_COMPILE_KWARGS in model.model_options and config.quant_config and config.quant_config[LAYOUT] == "w4a8":
+        raise LanceError("w4a8 weights cannot be compiled: leave out TorchCompileModel, or load int8, fp8 or bf16.")

@@ -14,8 +14,9 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
+from ..lance_core.checkpoint import Contents
 from ..lance_core.errors import LanceError
-from ..lance_core.inspection import Inspection, inspect
+from ..lance_core.inspection import inspect
 from ..lance_core.layout import (
     LANGUAGE_FOLDERS,
     REPOSITORY,
@@ -28,8 +29,10 @@ from ..lance_core.layout import (
 )
 from ..lance_core.storage import Stored
 from .load import FOLDER, checkpoints
-from .model import WEIGHT_DTYPES, weight_type
+from .model import WEIGHT_DTYPES, precision_of, short_name
+from .quantized import weight_bytes
 from .vae import shared_vae, vae_contents
+from .weights import dense_shapes, stored_layout
 
 ROUTE = "/lance/checkpoint"
 RELEASE = f"https://huggingface.co/{REPOSITORY}"
@@ -72,15 +75,16 @@ def status(name: str, weight_dtype: str) -> dict:
         missing = missing_files(files, vision=bundled, vae=shared_vae() is not None) if files else []
         return {**general, "missing": missing, "problems": [], "needs": None}
     try:
-        files, inspection, vae = find_checkpoint(path), inspect(path), vae_contents(str(path)).vae
+        files, problems, contents = find_checkpoint(path), inspect(path).problems, vae_contents(str(path))
+        needed = needs(contents, weight_dtype) if files.language_model else None
     except LanceError as error:
         return {**general, "missing": [], "problems": [str(error)], "needs": None}
-    missing = missing_files(files, vision=bool(inspection.parameters["vision tower"]), vae=bool(vae))
+    missing = missing_files(files, vision=bool(contents.vision), vae=bool(contents.vae))
     return {
         **general,
         "missing": missing,
-        "problems": [] if missing else list(inspection.problems),  # each missing file has a sentence there too
-        "needs": needs(inspection, vae, weight_dtype) if files.language_model else None,
+        "problems": [] if missing else list(problems),  # each missing file has a sentence there too
+        "needs": needed,
     }
 
 
@@ -130,19 +134,23 @@ def missing_files(files: CheckpointFiles, *, vision: bool, vae: bool) -> list[di
     ]
 
 
-def needs(inspection: Inspection, vae: Mapping[str, Stored], weight_dtype: str) -> dict[str, str | int]:
-    """The name of the weights' dtype, and the bytes that the weights of each part take."""
+def needs(contents: Contents, weight_dtype: str) -> dict[str, str | int]:
+    """The name of the weights' dtype or layout, and the bytes that the weights of each part take."""
     management = comfy.model_management
-    parts = dict(inspection.parameters)
-    vision, decoder = parts.pop("vision tower"), sum(parts.values()) - parts["VAE"]
-    dtype, vae_dtype = weight_type(weight_dtype, decoder), management.vae_dtype(management.vae_device(), VAE_DTYPES)
-    name = str(dtype).removeprefix("torch.")
+    shapes = dense_shapes(contents.language)
+    precision = precision_of(weight_dtype, shapes, stored_layout(contents.language))
+    vae_dtype = management.vae_dtype(management.vae_device(), VAE_DTYPES)
+    name = precision.layout or short_name(precision.dtype)
     return {
         "dtype": SHORT.get(name, name),
-        "model": decoder * dtype.itemsize,
-        "vision": vision * dtype.itemsize,
-        "vae": sum(prod(stored.shape) for stored in vae.values()) * vae_dtype.itemsize,
+        "model": weight_bytes(shapes, precision.dtype, precision.layout),
+        "vision": elements(contents.vision) * precision.dtype.itemsize,
+        "vae": elements(contents.vae) * vae_dtype.itemsize,
     }
+
+
+def elements(tensors: Mapping[str, Stored]) -> int:
+    return sum(prod(stored.shape) for stored in tensors.values())
 
 
 def machine() -> dict[str, list[int] | None]:

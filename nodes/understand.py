@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ..lance_core import stages
+from ..lance_core.checkpoint import Lance
 from ..lance_core.errors import LanceError
+from .contexts import identities
+from .diffusion import lance_of
 from .encode import Semantic
 from .model import TEMPLATE_TOKENS, with_decoder
 from .report import show, token_callback, warnings_logged
@@ -104,16 +108,35 @@ class LanceUnderstand(io.ComfyNode):
             raise LanceError("sampling is missing or unknown: choose on or off on the node.")
         options = {name: value for name, value in sampling.items() if name != "sampling"}
         semantics = [s for s in (semantic, semantic_2) if s is not None]
-        context = TEMPLATE_TOKENS + max_new_tokens + sum(len(s.embeddings) for s in semantics)
         with warnings_logged():
-            answer = stages.understand(
-                with_decoder(model, context),
+            answer = ask(
+                model,
                 semantics,
                 question,
-                system=system or None,
+                system or None,
                 max_new_tokens=max_new_tokens,
                 on_token=token_callback(cls.hidden.unique_id, max_new_tokens),
                 **options,
             )
         show(answer, cls.hidden.unique_id)
         return io.NodeOutput(answer)
+
+
+def ask(
+    model: ModelPatcher, semantics: list[stages.Semantic], question: str, system: str | None = None, **options
+) -> str:
+    """The answer to a question; options are those of `stages.understand`."""
+    read = sum(len(s.embeddings) for s in semantics)
+    lance = with_decoder(model, TEMPLATE_TOKENS + options["max_new_tokens"] + read)
+    known = reading(model, lance, semantics, system) if semantics else None
+    return stages.understand(lance, known, question, system=system, **options)
+
+
+def reading(model: ModelPatcher, lance: Lance, semantics: list[stages.Semantic], system: str | None) -> stages.Reading:
+    """The pictures as the model has read them; kept with it for the next question, until it is unloaded."""
+    host = lance_of(model)
+    key = (*identities(s.embeddings for s in semantics), system, model.patches_uuid, lance.dtype)
+    if host.reading is None or host.reading[0] != key:
+        host.reading = None  # its memory is needed for the next
+        host.reading = key, stages.read(lance, semantics, system=system)
+    return host.reading[1]

@@ -10,9 +10,9 @@ from pathlib import Path
 PACK = Path(__file__).parents[2]
 
 
-def begin(comfyui: str) -> None:
-    """Makes ComfyUI importable as its `main.py` does, on the CPU, and the pack as `lance`."""
-    sys.argv = ["main.py", "--cpu"]
+def begin(comfyui: str, *flags: str) -> None:
+    """Makes ComfyUI importable as its `main.py` does with these flags, on the CPU, and the pack as `lance`."""
+    sys.argv = ["main.py", "--cpu", *flags]
     sys.path.insert(0, comfyui)
     importlib.import_module("comfy.options").enable_args_parsing()
     importlib.import_module("utils.install_util")  # before anything else brings a module `utils`

@@ -7,8 +7,10 @@ Arguments: the folder of ComfyUI, a small checkpoint, and a file for the results
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import comfy.samplers
 import nodes as core
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import CFGGuider, KSamplerSelect, Noise_RandomNoise, SamplerCustomAdvanced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import (
@@ -36,7 +39,9 @@ from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch import Tensor
 
 from lance.lance_core import load_lance, stages
+from lance.lance_core.shortcuts import Difference
 from lance.lance_core.transformer import LanceTransformer
+from lance.nodes import guidance
 from lance.nodes.conditioning import LanceConditioning
 from lance.nodes.diffusion import COND
 from lance.nodes.encode import EncodeSemantic
@@ -44,6 +49,7 @@ from lance.nodes.guidance import LanceGuidance
 from lance.nodes.model import load_model
 from lance.nodes.paint import LanceEdit, LanceGenerate
 from lance.nodes.sigmas import LanceSigmas
+from lance.nodes.understand import ask
 
 PROMPT, SEED, STEPS = "a red fox on a stone", 7, 6
 SMALL = {"size": "custom", "width": 64, "height": 48}
@@ -68,14 +74,15 @@ def message(action: Callable[[], object]) -> str:
 
 
 class Counted:
-    """The decoder's prefills while this is entered."""
+    """The decoder's prefills, and the tokens in them, while this is entered."""
 
     def __enter__(self) -> Counted:
-        self.count, self.original = 0, LanceTransformer.prefill
+        self.count, self.tokens, self.original = 0, 0, LanceTransformer.prefill
 
-        def prefill(*args, **kwargs):
+        def prefill(transformer, blocks, *args, **kwargs):
             self.count += 1
-            return self.original(*args, **kwargs)
+            self.tokens += sum(block.positions.shape[1] for block in blocks)
+            return self.original(transformer, blocks, *args, **kwargs)
 
         LanceTransformer.prefill = prefill
         return self
@@ -132,6 +139,10 @@ def equality() -> dict[str, float]:
     settings = LanceGuidance.execute(model, 0.1, 0.9, "channel", 0.3).args[0]
     options = {"guidance_interval": (0.1, 0.9), "renorm": "channel", "renorm_min": 0.3}
     guided = stages.generate(library, PROMPT, **size, **options)
+    seldom = LanceGuidance.execute(model, 0.1, 0.9, "global", 0.0, 2).args[0]
+    options = {"guidance_interval": (0.1, 0.9), "guidance_every": 2}
+    reused = stages.generate(library, PROMPT, **size, **options)
+    reused_clip = stages.generate(library, PROMPT, frames=9, first_frame=first, **size, **options)
     shifted = stages.generate(library, PROMPT, shift=5.0, **size)
     long = stages.generate(library, PROMPT, **size | {"steps": 30})
     mask = torch.ones(1, 1, 3, 3, 4)
@@ -144,17 +155,17 @@ def equality() -> dict[str, float]:
         "SamplerCustomAdvanced": distance(custom(), base),
         "30 steps, KSampler": distance(ksampler(steps=30), long),
         "LanceEdit": distance(edited(), edit),
-        "edit, KSampler": distance(
-            ksampler(positive=seen, negative=unseen, latent=torch.zeros_like(reference)), edit
-        ),
+        "edit, KSampler": distance(ksampler(positive=seen, negative=unseen, latent=torch.zeros_like(reference)), edit),
         "first frame, LanceGenerate": distance(generated(frames=9, first=first), clip),
         "first frame, KSampler": distance(ksampler(latent=start, mask=mask), clip),
         "LanceGuidance, LanceGenerate": distance(generated(settings), guided),
         "LanceGuidance, KSampler": distance(ksampler(settings), guided),
+        "guidance every 2, LanceGenerate": distance(generated(seldom), reused),
+        "guidance every 2, KSampler": distance(ksampler(seldom), reused),
+        "guidance every 2, KSampler again": distance(ksampler(seldom), reused),
+        "guidance every 2, first frame": distance(generated(seldom, frames=9, first=first), reused_clip),
         "shift, LanceGenerate": distance(generated(shift=5.0), shifted),
-        "batch of four": distance(
-            generated(batch_size=4), stages.generate(library, PROMPT, noise=four, **size)
-        ),
+        "batch of four": distance(generated(batch_size=4), stages.generate(library, PROMPT, noise=four, **size)),
         "batch, KSampler": distance(ksampler(latent=EMPTY.repeat(4, 1, 1, 1, 1)), generated(batch_size=4)),
         "weights in bf16, computing in float32": distance(
             generated(load_model(CHECKPOINT, "bf16")),
@@ -302,6 +313,44 @@ def caching() -> dict[str, object]:
 TEXT_LAYER = "language_model.model.layers.0.self_attn.v_proj"
 
 
+def questions() -> dict[str, object]:
+    """Tokens prefilled for a row of questions, and answers beside the library's."""
+    comfy.model_management.unload_all_models()
+    patched = comfy.sd.load_lora_for_models(model, None, lora(TEXT_LAYER), 0.5, 0)[0]
+    other = EncodeSemantic.execute(model, 1 - picture, "native").args[0]
+    *_, words = stages.question_blocks(library, [semantic], "what is this?", None)[1]
+    rows = {
+        "first": (model, [semantic], "what is it?", None),
+        "again": (model, [semantic], "what is this?", None),
+        "LoRA": (patched, [semantic], "what is this?", None),
+        "without LoRA": (model, [semantic], "what is this?", None),
+        "another system prompt": (model, [semantic], "what is this?", "Answer in French."),
+        "another picture": (model, [other], "what is this?", None),
+        "no picture": (model, [], "what is this?", None),
+    }
+    tokens, answers = {}, {}
+    for name, row in rows.items():
+        with Counted() as counted:
+            answers[name] = ask(*row, max_new_tokens=6)
+        tokens[name] = counted.tokens
+    expected = {
+        name: stages.understand(library, semantics, question, system=system, max_new_tokens=6)
+        for name, (patcher, semantics, question, system) in rows.items()
+        if patcher is model
+    }
+    kept = model.model.reading is not None
+    comfy.model_management.unload_all_models()
+    return {
+        "tokens": tokens,
+        "words": words.without_last().positions.shape[1],
+        "picture": len(semantic.embeddings),
+        "same answers": [name for name in expected if answers[name] == expected[name]],
+        "asked": list(expected),
+        "kept": kept,
+        "kept after unloading": model.model.reading is not None,
+    }
+
+
 def hooks() -> dict[str, float]:
     """A LoRA as a hook on the conditioning: its keys and values are the patched model's."""
     hook = comfy.hooks.create_hook_lora(lora(TEXT_LAYER), 0.5, 0)
@@ -339,6 +388,65 @@ def hooks() -> dict[str, float]:
     }
 
 
+def seldom_guided() -> dict[str, object]:
+    """Guidance on every second guided step: how often each branch is computed, and what is left of it."""
+    model_every_2 = LanceGuidance.execute(model, 0.4, 1.0, "global", 0.0, 2).args[0]
+    made: list[weakref.ref] = []
+    passes, original = 0, type(model.model.diffusion_model).velocity
+    stop_at = 0
+
+    def velocity(self, x: Tensor, timestep: Tensor, branches, transformer_options) -> Tensor:
+        nonlocal passes
+        passes += len(branches)
+        if 0 < stop_at <= passes:
+            raise comfy.model_management.InterruptProcessingException()
+        return original(self, x, timestep, branches, transformer_options)
+
+    class Watched(Difference):
+        def __init__(self, every: int):
+            super().__init__(every)
+            made.append(weakref.ref(self))
+
+    def counted(*args, **kwargs) -> int:
+        nonlocal passes
+        passes = 0
+        ksampler(*args, steps=30, **kwargs)
+        return passes
+
+    guidance.Difference, type(model.model.diffusion_model).velocity = Watched, velocity
+    try:
+        plain = counted()
+        unmade = len(made)
+        every_2, cfg_1 = counted(model_every_2), counted(model_every_2, cfg=1.0)
+        heun = counted(model_every_2, sampler="heun")
+        in_windows = [counted(windows(each), latent=torch.zeros(1, 48, 6, 3, 4)) for each in (model, model_every_2)]
+        before, passes, stop_at = ksampler(model_every_2), 0, 5
+        error = message(lambda: ksampler(model_every_2, seed=1))
+        stop_at = 0
+        after = ksampler(model_every_2)
+    finally:
+        guidance.Difference, type(model.model.diffusion_model).velocity = Difference, original
+    gc.collect()
+    return {
+        "passes": {"exact": plain, "every 2": every_2, "cfg 1": cfg_1, "heun": heun},
+        "passes in context windows": in_windows,
+        "made without": unmade,
+        "made": len(made),
+        "left": sum(ref() is not None for ref in made),
+        "error": error,
+        "after a stop": distance(after, before),
+        "effect": distance(after, ksampler()),
+    }  # fmt: skip
+
+
+def windows(patcher: ModelPatcher) -> ModelPatcher:
+    """The model looking at four latent frames at a time."""
+    kinds = {"context_schedule": "standard_static", "fuse_method": "pyramid"}
+    sizes = {"context_length": 4, "context_overlap": 2, "context_stride": 1, "dim": 2}
+    switches = {"closed_loop": False, "freenoise": False}
+    return ContextWindowsManualNode.execute(patcher, **kinds, **sizes, **switches).args[0]
+
+
 def partial_loading() -> dict[str, object]:
     """One forward with a third of the weights loaded, through the patcher."""
     latent, time = drawn(1, 48, 1, 3, 4), torch.tensor([0.7])
@@ -347,7 +455,7 @@ def partial_loading() -> dict[str, object]:
     def forward(patcher) -> Tensor:
         patcher.pre_run()
         try:
-            return patcher.model.apply_model(latent, time, **{COND: request}, transformer_options={})
+            return patcher.model.apply_model(latent, time, **{COND: (request,)}, transformer_options={})
         finally:
             patcher.cleanup()
 
@@ -426,7 +534,10 @@ def estimates() -> dict[str, int]:
     }
 
 
-MEASUREMENTS = (equality, samplers, core_nodes, masks, caching, hooks, partial_loading, stopped, mistakes, estimates)
+MEASUREMENTS = (
+    *(equality, samplers, core_nodes, masks, caching, questions, hooks),
+    *(seldom_guided, partial_loading, stopped, mistakes, estimates),
+)
 
 with torch.inference_mode():
     results = {measure.__name__: measure() for measure in MEASUREMENTS}

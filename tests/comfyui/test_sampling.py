@@ -100,6 +100,20 @@ def test_contexts_are_those_of_one_sampling_and_go_with_the_model(measured):
     assert measured["caching"]["kept after unloading"] == 0
 
 
+def test_a_second_question_about_a_picture_reads_its_words_alone(measured):
+    questions = measured["questions"]
+    tokens = questions["tokens"]
+    assert tokens["again"] == questions["words"]
+    for changed in ("first", "LoRA", "without LoRA", "another system prompt", "another picture"):
+        assert tokens[changed] > questions["picture"] + questions["words"], changed
+    assert questions["same answers"] == questions["asked"]
+
+
+def test_what_was_read_goes_with_the_model(measured):
+    assert measured["questions"]["kept"] is True
+    assert measured["questions"]["kept after unloading"] is False
+
+
 def test_a_lora_acts_on_the_words_whatever_stands_first(measured):
     assert measured["caching"]["LoRA's effect on words alone"] > EFFECT
 
@@ -114,6 +128,25 @@ def test_hooks_keep_no_more_contexts_than_requests(measured):
     """Two requests, and what each begins with; a hook whose strength changes at every step replaces its own."""
     assert measured["hooks"]["contexts under keyframes"] <= 4
     assert measured["hooks"]["prefills with a hook on one side"] == 4
+
+
+def test_guidance_is_computed_on_every_second_guided_step(measured):
+    assert measured["seldom_guided"]["passes"] == {"exact": 56, "every 2": 43, "cfg 1": 30, "heun": 85}
+    assert measured["seldom_guided"]["effect"] > EFFECT
+
+
+def test_each_context_window_computes_its_own_guidance(measured):
+    exact, every_2 = measured["seldom_guided"]["passes in context windows"]
+    assert every_2 == exact > 56
+
+
+def test_what_is_reused_goes_with_its_sampling(measured):
+    """Also with a stopped one; and without the setting there is nothing to go."""
+    seldom = measured["seldom_guided"]
+    assert seldom["made without"] == 0 and seldom["made"] > 4
+    assert seldom["left"] == 0
+    assert seldom["error"].startswith("InterruptProcessingException")
+    assert seldom["after a stop"] == 0
 
 
 def test_a_partly_loaded_model_computes_the_same_bits(measured):

@@ -11,6 +11,7 @@ import pytest
 
 from lance_core.checkpoint import read_contents
 from lance_core.layout import find_checkpoint
+from lance_core.quantized import quantizable
 
 
 def status(server, name: str, weight_dtype: str = "default") -> dict:
@@ -45,6 +46,16 @@ def test_it_counts_the_bytes_of_every_part(server, tiny_checkpoint, weight_dtype
     total, free = told["machine"]["ram"]
     assert total == server.get("/system_stats")["system"]["ram_total"]
     assert 0 < free < total
+
+
+def test_it_counts_the_bytes_of_quantised_weights(server, tiny_checkpoint):
+    """A byte for each weight and a scale for each row; the rest is in what a CPU computes in."""
+    language = read_contents(find_checkpoint(tiny_checkpoint)).language
+    large = {name: stored.shape for name, stored in language.items() if quantizable(name)}
+    rest = sum(prod(stored.shape) for name, stored in language.items() if name not in large)
+    needs = status(server, "Lance_3B", "int8")["needs"]
+    assert needs["dtype"] == "int8"
+    assert needs["model"] == sum(rows * (columns + 4) for rows, columns in large.values()) + 4 * rest
 
 
 def test_it_names_what_is_missing_and_where_it_belongs(server, checkpoint):
@@ -100,5 +111,5 @@ def test_a_download_that_has_only_begun_is_told_file_by_file(server):
 
 def test_an_unknown_dtype_is_refused(server):
     with pytest.raises(HTTPError) as refusal:
-        status(server, "Lance_3B", "fp8")
+        status(server, "Lance_3B", "fp4")
     assert refusal.value.code == 400

@@ -431,9 +431,7 @@ def layout(nodes: list[Node]) -> tuple[dict[int, tuple[int, int]], list[dict[str
         box = [x - 20, -2 * TITLE_BAR, width + 40, y - GAP + 2 * TITLE_BAR + 20]
         colour = COLOURS[stage.split()[0]]
         title = f"{number} · {stage}"
-        groups.append(
-            {"id": number, "title": title, "bounding": box, "color": colour, "font_size": 24, "flags": {}}
-        )
+        groups.append({"id": number, "title": title, "bounding": box, "color": colour, "font_size": 24, "flags": {}})
         x += width + 2 * GAP
     return places, groups
 
