@@ -47,7 +47,7 @@ def answer(lance: Lance) -> str:
 def compiles(lance: Lance) -> bool:
     """Whether the layers of the model are compiled from now on: there is a compiler."""
     try:
-        lance.transformer.compile_layers()
+        lance.transformer.compile_layers(lance.device)
     except LanceError:
         return False
     return True

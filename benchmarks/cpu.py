@@ -54,7 +54,7 @@ def measure(size: Size, repeats: int, form: str) -> dict[str, float]:
 
 def compiled_figures(lance: Lance, requests: list[Request], repeats: int) -> dict[str, float]:
     """Compiled layers: how long the first of everything takes, and then what eager ones are measured by."""
-    lance.transformer.compile_layers()
+    lance.transformer.compile_layers(lance.device)
     compiling = sum(seconds(lambda: request.run(2)) for request in requests) + seconds(lambda: answer(lance, 2))
     figures = {"first requests, compiling included, s": compiling}
     for request in requests:
@@ -151,7 +151,7 @@ def forms() -> list[str]:
 
 def compiler() -> bool:
     try:
-        model(SIZES["tiny"]).transformer.compile_layers()
+        model(SIZES["tiny"]).transformer.compile_layers(torch.device("cpu"))
     except LanceError:
         return False
     return True

@@ -62,10 +62,11 @@ def paint(lance: Lance, task: Task, steps: int, watch: Watch) -> dict[str, list[
     """Seconds of a request's steps: the first with the prefill, the other guided ones, the plain ones."""
     options = dict(steps=steps, guidance_interval=interval(steps), seed=1)
     if task.kind == "edit":
+        small, large = picture(task.seen, task.seen), picture(task.width, task.height)
         with watch.phase("look"):
-            seen = stages.encode_semantic(lance, picture(task.seen, task.seen), resolution=None)
+            seen = stages.encode_semantic(lance, small, resolution=None)
         with watch.phase("encode"):
-            latent = stages.encode_latent(lance, picture(task.width, task.height), resolution=None)
+            latent = stages.encode_latent(lance, large, resolution=None)
         with watch.phase("sample") as clock:
             result = stages.edit(lance, seen, latent, PROMPT, on_step=clock.mark, **options)
     else:
@@ -85,8 +86,9 @@ def paint(lance: Lance, task: Task, steps: int, watch: Watch) -> dict[str, list[
 
 def ask(lance: Lance, task: Task, watch: Watch) -> dict[str, list[float]]:
     """Seconds to the first token behind the look at the picture, and of every further one."""
+    media = picture(task.seen, task.seen)
     with watch.phase("look"):
-        seen = stages.encode_semantic(lance, picture(task.seen, task.seen), resolution=None)
+        seen = stages.encode_semantic(lance, media, resolution=None)
     with watch.phase("answer") as clock:
         stages.understand(lance, seen, PROMPT, max_new_tokens=ANSWER, on_token=clock.mark)
     first, *tokens, _ = clock.spans()
@@ -195,7 +197,9 @@ def attempt(task: Task, options: argparse.Namespace) -> dict[str, object]:
     form = form_of(options)
     if form.device.type == "cuda":
         total = torch.cuda.get_device_properties(form.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, options.fraction_gib[0] * GIB / total), form.device)
+        torch.cuda.set_per_process_memory_fraction(
+            min(1.0, options.fraction_gib[0] * GIB / total), form.device.index or 0
+        )
     try:
         request(lance := random_model(form, Watched), task, options.steps, watch := Watch(lance))
     except torch.OutOfMemoryError:
@@ -225,6 +229,8 @@ def small_cards(options: argparse.Namespace) -> dict[str, dict[str, str]]:
             try:
                 column[tasks(options)[name].title] = child(name, options, fraction)["outcome"]
             except subprocess.CalledProcessError as error:
+                if error.returncode > 0:
+                    raise
                 column[tasks(options)[name].title] = f"ended by {error.returncode}"
     return columns
 

@@ -93,7 +93,7 @@ def random_model(form: Form, placement: type[Placement] = Placement) -> Lance:
     tokenizer = Tokenizer(tokenizer_specification())
     transformer.language_model.lm_head.weight[tokenizer.special(IM_END)] = 0  # answers end at their limit only
     if form.compiled:
-        transformer.compile_layers()
+        transformer.compile_layers(form.device)
     places = placement(model_parts(transformer, vision, vae, present=fits), form.device, form.budget)
     return Lance(config, transformer, vision, vae, tokenizer, form.device, form.dtype, places)
 

@@ -334,7 +334,7 @@ def load_lance(
     files = find_checkpoint(path)
     lance = load_parts(files, device=device, dtype=dtype, attention=attend, weights=weights, budget=budget)
     if compiled:
-        lance.transformer.compile_layers()
+        lance.transformer.compile_layers(device)
     return lance
 
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,7 @@ class Placement:
         weights = sum(part.size for part in self.parts.values())
         self.budget = None if budget is None or budget >= weights + AMPLE else budget
         self._requests: list[tuple[tuple[str, ...], int]] = []
+        self._lock = RLock()  # a second thread would move the first one's weights
         self._streams: list[Stream | Lookup] = []
 
     @contextmanager
@@ -93,14 +95,24 @@ class Placement:
         if self.budget is None:
             yield
             return
-        needed = working()
-        self._requests.append((names, needed))
+        with self._lock:
+            self._requests.append((names, working()))
+            try:
+                self._arrange()
+                yield
+            finally:
+                self._requests.pop()
+                self._arrange()
+
+    def fits(self, *names: str, working: Callable[[], int]) -> bool:
+        """Whether `use` would find room for these."""
+        if self.budget is None:
+            return True
         try:
-            self._arrange()
-            yield
-        finally:
-            self._requests.pop()
-            self._arrange()
+            arrangement(self.parts, names, self.budget, sum(needed for _, needed in self._requests) + working())
+        except LanceError:
+            return False
+        return True
 
     @property
     def streams(self) -> bool:

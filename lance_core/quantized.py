@@ -242,6 +242,7 @@ class QuantizedLinear(nn.Module):
     def _with_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias
 
+    @torch.compiler.disable  # the number of its parts would be compiled in
     def _int8_product(self, x: Tensor) -> Tensor:
         """The product of int8 weights and inputs, each token of which is rounded with a scale of its own."""
         tokens = x.shape[:-1].numel()

@@ -128,8 +128,14 @@ def rewritten(tensors: Mapping[str, Stored], format: str) -> Iterator[tuple[str,
             yield layer + MARKER, [marker(format)]
         else:
             dtype = STORED_TYPES[_kept_type(stored)]
-            with reading(stored.file) as file:
-                yield name, (piece.to(dtype) for piece in pieces(file, stored))
+            yield name, converted(stored, dtype)
+
+
+def converted(stored: Stored, dtype: torch.dtype) -> Iterator[Tensor]:
+    """A stored tensor in that dtype, in flat pieces."""
+    with reading(stored.file) as file:
+        for piece in pieces(file, stored):
+            yield piece.to(dtype)
 
 
 def _kept_type(stored: Stored) -> str:

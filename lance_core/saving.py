@@ -18,6 +18,7 @@ from .checkpoint import POSITION_TABLE, VISION_PREFIX, Lance
 from .config import MAX_LATENT_FRAMES, MAX_LATENT_SIDE, TextConfig
 from .errors import LanceError
 from .layout import LANGUAGE_FOLDERS, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
+from .quantized import QuantizedLinear
 from .tokenizer import IM_END, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
 from .transformer import latent_position_rows
 
@@ -35,8 +36,9 @@ def save_checkpoint(
 
     tokenizer_specification: the contents of `tokenizer.json`. dtype: that of the stored weights; the VAE's are float32,
     as in the release. The folder appears complete or not at all. Raises LanceError where it holds something already;
-    with `overwrite`, only where that is more than a checkpoint.
+    with `overwrite`, only where that is more than a checkpoint; and for quantised weights.
     """
+    _check_dense(lance)
     folder = Path(folder).expanduser()
     with replacing_folder(folder, overwrite) as fresh:
         _write(fresh, lance, tokenizer_specification, variant, dtype)
@@ -54,7 +56,12 @@ def replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
             yield fresh
             if folder.exists():
                 os.replace(folder, old)
-            os.replace(fresh, folder)
+            try:
+                os.replace(fresh, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
     except OSError as error:
         raise LanceError(f"{folder} cannot be written ({error.strerror}); name another folder.") from None
 
@@ -76,6 +83,11 @@ def _held(folder: Path) -> set[str]:
         return set()
     except OSError:
         raise LanceError(f"{folder} is not a folder one can write to; name another.") from None
+
+
+def _check_dense(lance: Lance) -> None:
+    if any(isinstance(module, QuantizedLinear) for module in lance.transformer.modules()):
+        raise LanceError("quantised weights cannot be saved again: write them with `python -m lance_core quantize`.")
 
 
 def _write(root: Path, lance: Lance, specification: str, variant: str, dtype: torch.dtype) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Items
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from einops import rearrange
@@ -55,7 +55,8 @@ SEED = 42  # the official one
 MIN_TEMPERATURE = 0.01
 MAX_NEW_TOKENS = 4096
 PAINTING, ANSWERING = ("generation", "understanding"), ("understanding", "text", "embedding")  # parts of the model
-TOGETHER = 1024  # tokens of all branches up to which these go as one batch (benchmarks/cpu.py measures both ways)
+TOGETHER = 256  # tokens of all branches up to which one batch is faster than in turn (benchmarks/branches.py, on a CPU)
+TILES = (None, 32, 24, 16, 12, 8)  # of latent rows, in which a frame is decoded: the first that there is room for
 
 OnStep = Callable[[int, int, Tensor], None]
 OnToken = Callable[[str], None]
@@ -307,15 +308,21 @@ def decode_video(lance: Lance, latent: Tensor, *, tile: int | None = None, on_ch
     """Frames `[B·F, H, W, 3]` in 0..1 of a raw latent `[B, 48, T, h, w]`.
 
     tile: side in latent rows of the tiles that are decoded one by one; it saves memory for more computation and gives
-    the same frames. None decodes whole frames. on_chunk(done, total) after every latent frame of a tile; it may raise
-    to stop.
+    the same frames. None decodes whole frames, or tiles where the memory budget is too small for those.
+    on_chunk(done, total) after every latent frame of a tile; it may raise to stop.
     """
     check_latent("the latent", latent)
     if tile is not None:
         check_whole("tile", tile, 2)
     vae = vae_of(lance)
-    working = partial(memory.decoding, vae, latent.shape, lance.dtype, tile)
-    with lance.placement.use("vae", working=working):
+
+    @cache
+    def working(tile: int | None) -> int:
+        return memory.decoding(vae, latent.shape, lance.dtype, tile)
+
+    if tile is None:
+        tile = next((size for size in TILES if lance.placement.fits("vae", working=partial(working, size))), TILES[-1])
+    with lance.placement.use("vae", working=partial(working, tile)):
         pixels = vae.decode(latent.to(lance.device, lance.dtype), tile=tile, device="cpu", on_chunk=on_chunk)
     return rearrange(pixels.float() / 2 + 0.5, "B c F H W -> (B F) H W c")
 

@@ -45,9 +45,11 @@ def tokens(
     cache = DecodeCache(context, limit)
     positions = torch.arange(position, position + limit, device=first.device).expand(3, -1)
     cos, sin = transformer.rotary(positions, cache.dtype)
-    step = Recording(transformer, cache, cos, sin) if graph else partial(one_token, transformer, cache, cos, sin)
+    step = partial(one_token, transformer, cache, cos, sin)
     token = first
     for i in range(limit):
+        if graph and i == 1:  # the first token should not wait for the recording
+            step = Recording(transformer, cache, cos, sin)
         token = pick(step(token, i))
         yield token
 
@@ -60,22 +62,23 @@ def one_token(
 
 
 class Recording:
-    """The work for one token as a CUDA graph, recorded at the first and replayed for every one."""
+    """The work for one token as a CUDA graph, recorded at the second and replayed for all from there on."""
 
     def __init__(self, transformer: LanceTransformer, cache: DecodeCache, cos: Tensor, sin: Tensor):
-        self.rows = cos, sin, torch.arange(cache.length, cache.length + len(cos), device=cos.device)
-        self.row = tuple(x[:1].clone() for x in self.rows)
+        start = cache.length - 1  # where the first token stands
+        self.rows = cos, sin, torch.arange(start, start + len(cos), device=cos.device)
+        self.row = tuple(x[1:2].clone() for x in self.rows)
         self.token = torch.zeros(1, dtype=torch.long, device=cos.device)
         cos, sin, index = self.row
         step = partial(transformer.decode, self.token, cos, sin, cache, index)
-        # What a first call allocates and tunes must not be recorded; what it writes, the first token overwrites.
+        # What a first call allocates and tunes must not be recorded; what it writes, the second token overwrites.
         beside = torch.cuda.Stream(cos.device)
         beside.wait_stream(torch.cuda.current_stream(cos.device))
         with torch.cuda.stream(beside):
             step()
         torch.cuda.current_stream(cos.device).wait_stream(beside)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=beside):
             self.logits = step()
 
     def __call__(self, token: Tensor, i: int) -> Tensor:

@@ -80,10 +80,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Branch:
-    """One side of guidance: its context and its noise block."""
+    """One side of guidance: its context and its noise block. attention: instead of the model's."""
 
     context: Context
     block: NoiseBlock
+    attention: Attention | None = None
 
 
 @dataclass(frozen=True)
@@ -426,20 +427,12 @@ class LanceTransformer(nn.Module):
         self.language_model.model([Run(streams, cos, sin, attend)])
         return Context(tuple(layers))
 
-    def denoise(
-        self, rows: Tensor, t: Tensor, block: NoiseBlock, context: Context, attention: Attention | None = None
-    ) -> Tensor:
+    def denoise(self, rows: Tensor, t: Tensor, block: NoiseBlock, context: Context) -> Tensor:
         """Velocity of one branch, as `velocities` gives it."""
-        return self.velocities(rows, t, [Branch(context, block)], attention=attention)[0]
+        return self.velocities(rows, t, [Branch(context, block)])[0]
 
     def velocities(
-        self,
-        rows: Tensor,
-        t: Tensor,
-        branches: Sequence[Branch],
-        *,
-        together: bool = False,
-        attention: Attention | None = None,
+        self, rows: Tensor, t: Tensor, branches: Sequence[Branch], *, together: bool = False
     ) -> list[Tensor]:
         """Velocities (from data to noise) of the same rows on each branch, `[B, N, 48]`, in the blocks' dtype.
 
@@ -448,25 +441,21 @@ class LanceTransformer(nn.Module):
         """
         gen = self.embed_latent(rows, t, branches[0].block.position_rows)
         if together:
-            return self.embedded_velocities([(gen.repeat(len(branches), 1, 1), branches)], attention)
-        return self.embedded_velocities([(gen, [branch]) for branch in branches], attention)
+            return self.embedded_velocities([(gen.repeat(len(branches), 1, 1), branches)])
+        return self.embedded_velocities([(gen, [branch]) for branch in branches])
 
-    def batch_velocities(
-        self, rows: Tensor, t: Tensor, branches: Sequence[Branch], attention: Attention | None = None
-    ) -> list[Tensor]:
+    def batch_velocities(self, rows: Tensor, t: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
         """As `velocities` of branches together, where each has rows of its own: `[n * B, N, 48]`, branch by branch."""
         gen = self.embed_latent(rows, t, branches[0].block.position_rows)
-        return self.embedded_velocities([(gen, branches)], attention)
+        return self.embedded_velocities([(gen, branches)])
 
-    def embedded_velocities(
-        self, groups: Sequence[tuple[Tensor, Sequence[Branch]]], attention: Attention | None
-    ) -> list[Tensor]:
+    def embedded_velocities(self, groups: Sequence[tuple[Tensor, Sequence[Branch]]]) -> list[Tensor]:
         """Velocities of embedded rows `[n * B, N, D]` on n branches each, all groups in one pass through the layers."""
-        results = self.language_model.model([self.noise_run(gen, branches, attention) for gen, branches in groups])
+        results = self.language_model.model([self.noise_run(gen, branches) for gen, branches in groups])
         norm = self.language_model.model.norm_moe_gen
         return [v for (_, x), (_, branches) in zip(results, groups) for v in self.llm2vae(norm(x)).chunk(len(branches))]
 
-    def noise_run(self, gen: Tensor, branches: Sequence[Branch], attention: Attention | None) -> Run:
+    def noise_run(self, gen: Tensor, branches: Sequence[Branch]) -> Run:
         """Embedded rows `[n * B, N, D]` of n branches, and their boundaries, as one batch."""
         batch = len(gen) // len(branches)
         und = torch.cat([branch.block.boundaries.expand(batch, -1, -1) for branch in branches])
@@ -481,7 +470,7 @@ class LanceTransformer(nn.Module):
                 pieces = branch.context.layers[layer]
                 if batch > 1:
                     pieces = tuple(tuple(x.expand(batch, -1, -1, -1) for x in piece) for piece in pieces)
-                out.append(self.attend(own[0], *joined((*pieces, (own[1], own[2]))), attention=attention))
+                out.append(self.attend(own[0], *joined((*pieces, (own[1], own[2]))), attention=branch.attention))
             return out[0] if len(out) == 1 else torch.cat(out)
 
         return Run((und, gen), cos, sin, attend)
@@ -507,9 +496,11 @@ class LanceTransformer(nn.Module):
     def compiled(self) -> bool:
         return self.language_model.model.layers[0].compiled
 
-    def compile_layers(self) -> None:
-        """Compiles the layers, once for all and for changing sizes. Raises LanceError where torch finds no compiler."""
-        device = self.llm2vae.weight.device
+    def compile_layers(self, device: torch.device) -> None:
+        """Compiles the layers, once for all and for changing sizes, to compute on that device.
+
+        Raises LanceError where torch finds no compiler.
+        """
         try:
             torch.compile(torch.sin)(torch.ones(2, device=device))
         except Exception as error:  # each backend has its own

@@ -26,10 +26,11 @@ from ..lance_core.errors import LanceError
 from ..lance_core.flow import Sampling
 from ..lance_core.request import Request, kind_of
 from ..lance_core.sequence import Grid
-from ..lance_core.stages import Reading, noise_block, position_rows
+from ..lance_core.stages import TOGETHER, Reading, noise_block, position_rows
 from ..lance_core.tokenizer import Tokenizer
 from ..lance_core.transformer import Branch, Context, LanceTransformer, NoiseBlock
 from .attention import attention
+from .batching import options_of, reordered
 from .contexts import Contexts, Key, Weights, prefix_key, whole_key
 from .report import warnings_logged
 
@@ -64,8 +65,9 @@ class LanceDiffusion(LanceTransformer):
         _, _, t, h, w = x.shape
         rows = rearrange(x, "B c t h w -> B (t h w) c")
         times = timestep if timestep.ndim == 2 else timestep[:, None]
-        attend = partial(attention, transformer_options=transformer_options)
-        v = torch.cat(self.batch_velocities(rows, times, branches, attend))
+        options = (options_of(transformer_options, [index]) for index in range(len(branches)))
+        attending = [replace(b, attention=partial(attention, transformer_options=o)) for b, o in zip(branches, options)]
+        v = torch.cat(self.batch_velocities(rows, times, attending))
         return rearrange(v, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
 
 
@@ -92,17 +94,18 @@ class LanceSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
 
 
 class RequestCond(comfy.conds.CONDRegular):
-    """A request on its way through a sampler, which gives a forward as many of them as the memory has room for."""
+    """A request on its way through a sampler. together: whether core may put others into the same forward."""
 
-    def __init__(self, cond: Request, tokens: int):
+    def __init__(self, cond: Request, tokens: int, together: bool):
         super().__init__(cond)
         self.tokens = tokens
+        self.together = together
 
     def process_cond(self, batch_size, **_):
         return self
 
     def can_concat(self, other) -> bool:
-        return True
+        return self.together
 
     def concat(self, others) -> tuple[Request, ...]:
         return (self.cond, *(other.cond for other in others))
@@ -154,10 +157,19 @@ class LanceModel(comfy.model_base.BaseModel):
         self.contexts.want(request, kind_of(noise.shape[2:]))
         out = super().extra_conds(**cond)
         out.pop("c_crossattn", None)
-        out[COND] = RequestCond(request, self.context_tokens(request))
+        out[COND] = RequestCond(request, self.context_tokens(request), self.together(noise))
         if cond.get("denoise_mask") is not None:
             out["denoise_mask"] = comfy.conds.CONDNoiseShape(cond["denoise_mask"])
         return out
+
+    def together(self, noise: Tensor) -> bool:
+        """Whether both branches of guidance should share a forward: small ones, and where weights come for each.
+
+        Core asks the memory as well.
+        """
+        tokens = 2 * noise.shape[0] * math.prod(noise.shape[2:])
+        patcher: ModelPatcher = self.current_patcher
+        return tokens <= TOGETHER or patcher.loaded_size() < patcher.model_size()
 
     def context_tokens(self, request: Request) -> int:
         return request.sequence(self.tokenizer, self.config.text, SMALLEST).find("noise")[0].start
@@ -184,10 +196,20 @@ class LanceModel(comfy.model_base.BaseModel):
     def _apply_model(
         self, x: Tensor, t: Tensor, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **conds
     ) -> Tensor:
-        branches = tuple(self.branch(request, x, transformer_options) for request in conds.pop(COND))
-        inputs = (x, t, c_concat, c_crossattn, control, transformer_options)
-        out = super()._apply_model(*inputs, branches=branches, **conds)
-        mask = conds.get("denoise_mask")
+        requests, mask = conds.pop(COND), conds.pop("denoise_mask", None)
+        # Core puts the conditional branch last. EasyCache follows the first, which has to be there at every step.
+        order = range(len(requests))[::-1]
+        options = options_of(transformer_options, order)
+        x, t = reordered(x, order), reordered(t, order)
+        mask = None if mask is None else reordered(mask, order)
+        branches = tuple(self.branch(requests[index], x, options) for index in order)
+        out = super()._apply_model(
+            x, t, c_concat, c_crossattn, control, options, branches=branches, denoise_mask=mask, **conds
+        )
+        return reordered(self.on_the_way(x, out, mask), order)
+
+    def on_the_way(self, x: Tensor, out: Tensor, mask: Tensor | None) -> Tensor:
+        """What core is told that x leads to, so that each row goes as far as its own time is from 0."""
         if mask is None:
             return out
         # Core goes the way from time t to the clean latent, where a row that the mask leaves at m·t is nearer. Rows at

@@ -51,9 +51,9 @@ def fp8(layer: str, packed: Packed) -> Tensors:
     scale = torch.exp2(torch.ceil(torch.log2(largest / E4M3_MAX))).clamp_min(packed.weight_scale.min())
     weight = (packed.weight.float() * (packed.weight_scale / scale)).to(torch.float8_e4m3fn)
     settings = {"format": "float8_e4m3fn"}
-    # Core gives float8 layers a float8 input without a scale, and cuts it off at 448. Norms and attention bound the
-    # other layers' inputs; this one's are products that grow to thousands.
-    if layer.endswith(("mlp.down_proj", "mlp_moe_gen.down_proj")):
+    # Core gives float8 layers a float8 input without a scale: cut off at 448, and coarse below 2^-6. Norms give inputs
+    # that fit; products of the MLP grow to thousands, and what attention averages is small.
+    if layer.rpartition(".")[2].removesuffix("_moe_gen") in ("down_proj", "o_proj"):
         settings["full_precision_matrix_mult"] = True
     return {**parts(layer, Packed(weight, scale)), layer + MARKER: marker(settings)}
 

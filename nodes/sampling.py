@@ -41,11 +41,13 @@ def outer_sample(
 ) -> Tensor:
     """A whole sampling: what the mask leaves out stays as it is, bit for bit; a stopped one leaves nothing behind."""
     check_latent("the LATENT on the sampler", latent_image)
-    check_compilation(executor.class_obj.model_patcher)
+    model = executor.class_obj.model_patcher
+    check_compilation(model)
+    model.model.reading = None  # of a question: a sampling needs the room
     try:
         samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
     except BaseException:
-        executor.class_obj.model_patcher.model.forget()
+        model.model.forget()
         raise
     if denoise_mask is None:
         return samples

@@ -144,7 +144,7 @@ def test_compiled_layers_give_the_same_for_every_size_without_compiling_each_aga
     eager = everything()
     answer = stages.understand(model, None, "Why?", max_new_tokens=8)
     torch._dynamo.reset()
-    model.transformer.compile_layers()
+    model.transformer.compile_layers(model.device)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for found, expected in zip(everything(), eager):
             assert error(found, expected) < 1e-5
@@ -157,6 +157,6 @@ def test_compiling_without_a_compiler_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: broken)
     with pytest.raises(LanceError, match=r"^compiling needs a C\+\+ compiler, [^\n]*\.$"):
-        lance().transformer.compile_layers()
+        lance().transformer.compile_layers(torch.device("cpu"))
     assert not lance().transformer.compiled
     assert text.partial_text(lance().tokenizer, [5])  # and the model goes on working

@@ -12,7 +12,7 @@ from goldens import TINY
 from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
-from lance_core import LanceError, stages
+from lance_core import LanceError, memory, stages
 from lance_core.checkpoint import Lance, load_lance
 from lance_core.placement import GIB, SLACK, Part, Placement, arrangement, model_parts, spread, weight_bytes
 from lance_core.streaming import Piece, Stream
@@ -309,3 +309,15 @@ def test_a_model_made_by_hand_is_where_it_should_be():
     lance = random_lance()
     assert lance.placement.budget is None
     assert stages.generate(lance, "a", **SMALL).isfinite().all()
+
+
+def test_a_frame_that_is_too_large_is_decoded_in_tiles():
+    latent, vae = torch.randn(1, 48, 1, 40, 40, generator=torch.Generator().manual_seed(0)), whole().vae
+    rest = whole().placement.parts["rest"].size + whole().placement.parts["vae"].size
+    whole_frame, tiled = (memory.decoding(vae, latent.shape, torch.float32, tile) for tile in (None, 24))
+    assert tiled < 0.9 * whole_frame
+    lance = limited(rest + ceil(SLACK * tiled) + 2)
+    chunks = []
+    pixels = stages.decode_video(lance, latent, on_chunk=lambda done, total: chunks.append(total))
+    assert chunks[0] > 1
+    assert torch.allclose(pixels, stages.decode_video(whole(), latent), atol=1e-5)

@@ -35,6 +35,7 @@ from lance_core.quantized import (
     stored_as,
 )
 from lance_core.quantizing import quantize_checkpoint
+from lance_core.saving import save_checkpoint
 from lance_core.tiny import random_lance
 from lance_core.vae import VAEConfig
 
@@ -497,3 +498,10 @@ def test_a_single_file_with_everything_in_it_and_shards(tmp_path):
         same(lance.transformer, expected.transformer)
         same(lance.vision, expected.vision)
         same(lance.vae, expected.vae)
+
+
+def test_a_quantised_model_is_not_saved_as_if_it_were_dense(tmp_path):
+    lance = load_lance(TINY, weights="int8")
+    with pytest.raises(LanceError, match="quantised weights cannot be saved"):
+        save_checkpoint(tmp_path / "copy", lance, "{}")
+    assert not (tmp_path / "copy").exists()
