@@ -6,11 +6,11 @@ Needs 20 GB of free memory and a few minutes.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable
 
 import torch
+from measuring import peak_gigabytes
 from torch import nn
 
 from lance_core import stages
@@ -22,7 +22,7 @@ from lance_core.transformer import LanceTransformer
 from lance_core.vae import VAEConfig, WanVAE
 from lance_core.vit import VisionTower
 
-GIB = 2**20  # ru_maxrss is in KiB on Linux
+GIB = 2**30 / 1e9  # in GB
 TOKENS = 16
 
 
@@ -40,8 +40,7 @@ def filled(module: nn.Module) -> nn.Module:
 def measured(name: str, stage: Callable):
     start = time.perf_counter()
     result = stage()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / GIB
-    print(f"{name:44}{time.perf_counter() - start:10.1f}{peak:20.1f}", flush=True)
+    print(f"{name:44}{time.perf_counter() - start:10.1f}{peak_gigabytes() / GIB:20.1f}", flush=True)
     return result
 
 
