@@ -86,9 +86,10 @@ class Watched(Placement):
         self.estimates: list[int] = []
 
     @contextmanager
-    def use(self, *names: str, working: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    def use(self, *names: str, working: Callable[[], int] = lambda: 0, at_most: int | None = None) -> Iterator[None]:
         needed = working() if self.noting else 0
-        with super().use(*names, working=(lambda: needed) if self.noting else working):
+        known = {"working": lambda: needed} if self.noting else {"working": working, "at_most": at_most}
+        with super().use(*names, **known):
             self.working += needed
             self.estimates.append(self.resident() + self.working)
             try:

@@ -25,6 +25,7 @@ from .inspection import inspect
 from .layout import find_checkpoint
 from .media import read_image, read_media, replacing, write_mp4, write_png
 from .needs import Job, report
+from .placement import resolve_memory
 from .quantized import FORMATS, STORED_FORMATS
 from .quantizing import quantize_checkpoint
 from .resize import RESOLUTION_CHOICES, resolution_of
@@ -206,7 +207,8 @@ def show_needs(args: argparse.Namespace, bars: Bars) -> None:
     dtype = resolve_dtype("bf16" if args.dtype == "auto" else args.dtype, torch.device("cpu"))
     lance, *_ = empty_parts(find_checkpoint(args.model), dtype=dtype, weights=args.weights)
     references = int(args.task != "generate") if args.references is None else args.references
-    print(report(lance, Job(args.task, args.width, args.height, args.frames, references, args.tile)))
+    budget = None if args.memory == "auto" else resolve_memory(args.memory, torch.device("cpu"))
+    print(report(lance, Job(args.task, args.width, args.height, args.frames, references, args.tile), budget))
 
 
 def write_tiny(args: argparse.Namespace, bars: Bars) -> None:

@@ -347,6 +347,7 @@ def examine(files: CheckpointFiles) -> tuple[LanceConfig, Contents, Tokenizer]:
     return config, contents, checked_tokenizer(files, config.text)
 
 
+@torch.inference_mode(False)  # under it weights could not be moved later
 def load_parts(
     files: CheckpointFiles,
     *,

@@ -7,6 +7,7 @@ layers only the first few, for all are alike, and of a clip's frames only the fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence as Items
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,26 @@ from .vit import VisionTower
 
 STEADY_FRAMES = 4  # latent frames after which every further one adds as much as the one before
 STEADY_LAYERS = 2
+
+
+def roughly_looking(vision: VisionTower, shape: Items[int], dtype: torch.dtype) -> int:
+    """More than `looking`, at once."""
+    return 2 * vision.working_memory(*shape[1:], dtype) + 2 * prod(shape) * torch.float32.itemsize
+
+
+def roughly_coding(vae: WanVAE, shape: Items[int], dtype: torch.dtype) -> int:
+    """More than `encoding` and `decoding` for pixels `[B, 3, F, H, W]`, at once."""
+    batch, channels, frames, height, width = shape
+    layer = 16 * max(vae.config.encoder_width, vae.config.decoder_width, 16)
+    return batch * height * width * (layer + 3 * channels * frames) * dtype.itemsize
+
+
+def roughly_running(
+    transformer: LanceTransformer, tokens: int, context: int, dtype: torch.dtype, branches: int = 1
+) -> int:
+    """More than `painting` and `answering` for so many tokens at a time, and so many of the context, at once."""
+    layer = transformer.working_memory(max(tokens, context), dtype) + transformer.noise_memory(tokens, dtype)
+    return 2 * branches * (layer + 2 * transformer.context_memory(context, dtype))
 
 
 def looking(vision: VisionTower, shape: Items[int], dtype: torch.dtype) -> int:
@@ -82,9 +103,8 @@ def answering(transformer: LanceTransformer, sequence: Sequence, limit: int, dty
     """Working memory of the decoder for a question and up to `limit` tokens of an answer."""
 
     def run(transformer: LanceTransformer) -> None:
-        (context,) = contexts(transformer, [sequence], dtype)
         first = torch.zeros(1, dtype=torch.int64, device="meta")
-        next(tokens(transformer, context, first, 0, lambda logits: first, limit))
+        next(tokens(transformer, *contexts(transformer, [sequence], dtype), first, 0, lambda logits: first, limit))
 
     return through_layers(transformer, run)
 

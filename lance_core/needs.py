@@ -140,9 +140,14 @@ def context_tokens(both: Items[Sequence]) -> int:
     return shared + own
 
 
-def report(lance: Lance, job: Job) -> str:
-    """A table of what each phase needs, in GiB; the model may be without data."""
+def report(lance: Lance, job: Job, budget: int | None = None) -> str:
+    """A table of what each phase needs, in GiB, or of how it fits into a budget; the model may be without data.
+
+    Raises LanceError where it does not fit.
+    """
     parts = model_parts(lance.transformer, lance.vision, lance.vae)
+    if budget is not None:
+        return planned(parts, needs(lance, job), budget)
     lines = [f"{'GiB':8}{'weights':>10}{'working':>10}{'in all':>10}{'at least':>10}"]
     for phase in needs(lance, job):
         used = [parts[name] for name in ("rest", *phase.parts)]
@@ -151,3 +156,13 @@ def report(lance: Lance, job: Job) -> str:
         row = (weights, phase.working, weights + working, least + working)
         lines.append(f"{phase.name:8}" + "".join(f"{size / GIB:10.2f}" for size in row))
     return "\n".join([*lines, "", "in all: nothing comes from the host meanwhile; at least: layers come one by one"])
+
+
+def planned(parts: dict[str, Part], phases: Iterator[Phase], budget: int) -> str:
+    """A table of how phases fit into a budget, in GiB."""
+    lines = [f"{'GiB':8}{'stays':>10}{'streamed':>10}{'working':>10}{'peak':>10}"]
+    for phase in phases:
+        made = plan(parts, phase, budget)
+        row = (made.resident, made.streamed, made.working, made.peak)
+        lines.append(f"{phase.name:8}" + "".join(f"{size / GIB:10.2f}" for size in row))
+    return "\n".join([*lines, "", "stays: weights on the device; streamed: others, which come whenever all layers run"])

@@ -86,23 +86,33 @@ class Placement:
         self._streams: list[Stream | Lookup] = []
 
     @contextmanager
-    def use(self, *names: str, working: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    def use(self, *names: str, working: Callable[[], int] = lambda: 0, at_most: int | None = None) -> Iterator[None]:
         """Inside, these parts can be used; of several the first is the last to be streamed.
 
-        working: says how many bytes are needed beside them; asked only where there is a budget. Uses nest: when the
-        inner one ends, the outer one's parts are back. Raises LanceError where the budget cannot hold what is needed.
+        working: says how many bytes are needed beside them; asked only where there is a budget, and not where that has
+        room for all parts and `at_most` bytes. Uses nest: when the inner one ends, the outer one's parts are back.
+        Raises LanceError where the budget cannot hold what is needed.
         """
         if self.budget is None:
             yield
             return
         with self._lock:
-            self._requests.append((names, working()))
+            known = at_most is not None and self.ample(at_most)
+            self._requests.append((names, at_most if known else working()))
             try:
                 self._arrange()
                 yield
             finally:
                 self._requests.pop()
                 self._arrange()
+
+    def ample(self, working: int) -> bool:
+        """Whether the budget has room for all parts and so many bytes, those of outer uses included."""
+        if self.budget is None:
+            return True
+        held = sum(needed for _, needed in self._requests)
+        weights = sum(part.size for part in self.parts.values())
+        return weights + math.ceil(SLACK * (held + working)) <= self.budget
 
     def fits(self, *names: str, working: Callable[[], int]) -> bool:
         """Whether `use` would find room for these."""
@@ -137,8 +147,8 @@ class Placement:
         leaving = [piece for piece, wanted in pairs if piece.present and not wanted]
         for piece in leaving:
             piece.leave()
-        if leaving and self.device.type == "cuda":
-            torch.cuda.empty_cache()  # room of a piece's size would otherwise stay reserved, in pieces of no use
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # room would otherwise stay reserved, in pieces of no use
         for piece, wanted in pairs:
             if wanted and not piece.present:
                 piece.arrive(self.device)
@@ -159,8 +169,9 @@ def arrangement(parts: Mapping[str, Part], names: Sequence[str], budget: int, wo
     left = budget - math.ceil(SLACK * working) - sum(parts[name].least for name in named)
     if left < 0:
         raise LanceError(
-            f"This takes {(budget - left) / GIB:.2f} GiB of device memory at least and {budget / GIB:.2f} GiB may be"
-            " used: choose a smaller size, fewer frames, quantised weights, or decode in tiles."
+            f"This takes {(budget - left) / GIB:.3g} GiB of device memory at least (for {', '.join(names)}) and"
+            f" {budget / GIB:.3g} GiB may be used: allow more, or choose a smaller size, fewer frames or quantised"
+            " weights."
         )
     places = {}
     for name in named:
@@ -231,7 +242,7 @@ def resolve_memory(memory: str | float, device: torch.device) -> int | None:
         if device.type != "cuda":
             return None
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused - RESERVE
+        return max(0, torch.cuda.mem_get_info(device)[0] + unused - RESERVE)
     if isinstance(memory, bool) or not isinstance(memory, (int, float)) or not 0 < memory < math.inf:
         raise LanceError(f"memory is {memory!r}: give a number of GiB above 0, or 'auto'.")
     return int(memory * GIB)

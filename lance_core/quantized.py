@@ -213,7 +213,9 @@ class QuantizedLinear(nn.Module):
     @property
     def dynamic(self) -> bool:
         """Whether inputs are quantised too; torch._int_mm needs sizes that are multiples of 8."""
-        return self.format == "int8-dynamic" and self.in_features % 8 == 0 and self.out_features % 8 == 0
+        if self.format != "int8-dynamic" or self.weight.device.type not in ("cpu", "cuda"):
+            return False
+        return self.in_features % 8 == 0 and self.out_features % 8 == 0
 
     @property
     def suits_kernel(self) -> bool:
@@ -242,13 +244,14 @@ class QuantizedLinear(nn.Module):
     def _with_bias(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + self.bias
 
-    @torch.compiler.disable  # the number of its parts would be compiled in
     def _int8_product(self, x: Tensor) -> Tensor:
         """The product of int8 weights and inputs, each token of which is rounded with a scale of its own."""
         tokens = x.shape[:-1].numel()
         y = x.new_empty(tokens, self.out_features)
         parts = ceil(tokens * self.out_features / BLOCK)  # of equal size, so that none is too short for torch._int_mm
         parts = max(1, min(parts, tokens // INT_MM_TOKENS))
+        if torch.compiler.is_compiling():  # their number would be compiled in
+            parts = 1
         for rows, out in zip(x.reshape(tokens, -1).tensor_split(parts), y.tensor_split(parts)):
             scale = (rows.abs().amax(1, keepdim=True).float() / 127).clamp_min(SMALLEST)
             codes = (rows / scale).round_().to(torch.int8)

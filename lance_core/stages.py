@@ -6,7 +6,9 @@ before normalisation. Results are float32 on the CPU. Whatever a user got wrong 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence as Items
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -81,7 +83,8 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
     pixels = normalize_pixels(frames)
     kind = frames_kind(frames) if kind == "auto" else kind
     working = partial(memory.looking, lance.vision, pixels.shape, lance.dtype)
-    with lance.placement.use("vision", working=working):
+    at_most = memory.roughly_looking(lance.vision, pixels.shape, lance.dtype)
+    with lance.placement.use("vision", working=working, at_most=at_most):
         embeddings = lance.vision(pixels.to(lance.device), lance.dtype).float().cpu()
     return Semantic(embeddings, lance.vision.grid(pixels), kind)
 
@@ -107,7 +110,7 @@ def encode_latent(
     pixels = rearrange(frames * 2 - 1, "F H W c -> 1 c F H W").to(lance.dtype)
     vae = vae_of(lance)
     working = partial(memory.encoding, vae, pixels.shape, lance.dtype)
-    with lance.placement.use("vae", working=working):
+    with lance.placement.use("vae", working=working, at_most=memory.roughly_coding(vae, pixels.shape, lance.dtype)):
         return vae.encode(pixels.to(lance.device), on_chunk=on_chunk)[0].float().cpu()
 
 
@@ -124,6 +127,7 @@ class Reading:
     semantics: tuple[Semantic, ...]
     system: str | None
     context: Context
+    transformer: weakref.ref  # that has read it
 
 
 @torch.no_grad()
@@ -136,9 +140,11 @@ def read(lance: Lance, semantic: Semantic | Items[Semantic], *, system: str | No
     if not semantics:
         raise LanceError("there is nothing to read: give what encode_semantic returns.")
     sequence, blocks = question_blocks(lance, semantics, "", system)
-    working = partial(memory.answering, lance.transformer, sequence, 1, lance.dtype)
-    with lance.placement.use(*ANSWERING, working=working):
-        return Reading(semantics, system, lance.transformer.prefill(blocks[:-1], dtype=lance.dtype))
+    with answering(lance, sequence, 1):
+        context = lance.transformer.prefill(blocks[:-1], dtype=lance.dtype)
+        if lance.placement.budget is not None:
+            context = context.to("cpu")  # in the budget there is no room between questions
+        return Reading(semantics, system, context, weakref.ref(lance.transformer))
 
 
 @torch.no_grad()
@@ -174,6 +180,8 @@ def understand(
     if isinstance(semantic, Reading):
         if system not in (None, semantic.system):
             raise LanceError("the system prompt is another than that of the reading: read the picture again with it.")
+        if semantic.transformer() is not lance.transformer:
+            raise LanceError("the reading is another model's: read the picture again with this one.")
         semantic, system, past = semantic.semantics, semantic.system, semantic.context
     sequence, (*before, last) = question_blocks(lance, as_list(semantic), question, system)
     prompt = [last.without_last()] if past else [*before, last.without_last()]
@@ -187,17 +195,32 @@ def understand(
     ids: list[int] = []
     stop = lance.tokenizer.special(IM_END)
     position = int(sequence.positions[0, -1])
-    working = partial(memory.answering, lance.transformer, sequence, max_new_tokens, lance.dtype)
-    with lance.placement.use(*ANSWERING, working=working):
-        context = lance.transformer.prefill(prompt, past, dtype=lance.dtype)
+    with answering(lance, sequence, max_new_tokens):
+        past = None if past is None else past.to(lance.device)
         graph = lance.transformer.compiled and lance.device.type == "cuda" and not lance.placement.streams
-        for token in text.tokens(lance.transformer, context, last.ids[-1:], position, pick, max_new_tokens, graph):
+        tokens = text.tokens(
+            lance.transformer,
+            lance.transformer.prefill(prompt, past, dtype=lance.dtype),
+            last.ids[-1:],
+            position,
+            pick,
+            max_new_tokens,
+            graph,
+        )
+        for token in tokens:
             ids.append(int(token))
             if ids[-1] == stop:
                 break
             if on_token is not None:
                 on_token(text.partial_text(lance.tokenizer, ids))
     return text.clean(lance.tokenizer.decode(ids))
+
+
+def answering(lance: Lance, sequence: Sequence, limit: int) -> AbstractContextManager[None]:
+    """Inside, the model can read a question and write up to `limit` tokens."""
+    working = partial(memory.answering, lance.transformer, sequence, limit, lance.dtype)
+    at_most = memory.roughly_running(lance.transformer, 1, len(sequence.ids) + limit, lance.dtype)
+    return lance.placement.use(*ANSWERING, working=working, at_most=at_most)
 
 
 def question_blocks(
@@ -320,9 +343,12 @@ def decode_video(lance: Lance, latent: Tensor, *, tile: int | None = None, on_ch
     def working(tile: int | None) -> int:
         return memory.decoding(vae, latent.shape, lance.dtype, tile)
 
-    if tile is None:
-        tile = next((size for size in TILES if lance.placement.fits("vae", working=partial(working, size))), TILES[-1])
-    with lance.placement.use("vae", working=partial(working, tile)):
+    b, _, t, h, w = latent.shape
+    size = b, 3, TEMPORAL_COMPRESSION * (t - 1) + 1, h * SPATIAL_COMPRESSION, w * SPATIAL_COMPRESSION
+    at_most = memory.roughly_coding(vae, size, lance.dtype)
+    if tile is None and not lance.placement.ample(at_most):
+        tile = next((side for side in TILES if lance.placement.fits("vae", working=partial(working, side))), TILES[-1])
+    with lance.placement.use("vae", working=partial(working, tile), at_most=at_most):
         pixels = vae.decode(latent.to(lance.device, lance.dtype), tile=tile, device="cpu", on_chunk=on_chunk)
     return rearrange(pixels.float() / 2 + 0.5, "B c F H W -> (B F) H W c")
 
@@ -394,7 +420,9 @@ def paint(
         return rearrange(x, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
 
     working = partial(memory.painting, lance.transformer, sequences, len(noise), together, lance.dtype)
-    with lance.placement.use(*PAINTING, working=working):
+    tokens, context = len(noise) * t * h * w, len(sequences[0].ids) - t * h * w
+    at_most = memory.roughly_running(lance.transformer, tokens, context, lance.dtype, len(sequences))
+    with lance.placement.use(*PAINTING, working=working, at_most=at_most):
         both = branches(lance, request, sequences)
 
         def evaluate(x: Tensor, time: Tensor, count: int) -> list[Tensor]:

@@ -182,9 +182,10 @@ def empty(size: int, device: torch.device) -> Tensor:
 
 def lock(memory: Tensor, device: torch.device) -> None:
     """Registers host memory with CUDA until it is freed: exactly its size, where torch's pinned memory takes more."""
-    runtime = torch.cuda.cudart()
-    if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
-        weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr()).atexit = False
-    else:
-        with suppress(RuntimeError):  # the refusal would otherwise be reported by whatever runs next
-            torch.zeros(1, device=device)
+    with torch.cuda.device(device):
+        runtime = torch.cuda.cudart()
+        if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
+            weakref.finalize(memory, runtime.cudaHostUnregister, memory.data_ptr()).atexit = False
+        else:
+            with suppress(RuntimeError):  # the refusal would otherwise be reported by whatever runs next
+                torch.zeros(1, device=device)

@@ -43,6 +43,7 @@ def tokens(
     graph: as a CUDA graph, which asks the host for a single call per token; all weights have to stay where they are.
     """
     cache = DecodeCache(context, limit)
+    del context  # or keys and values would be there twice
     positions = torch.arange(position, position + limit, device=first.device).expand(3, -1)
     cos, sin = transformer.rotary(positions, cache.dtype)
     step = partial(one_token, transformer, cache, cos, sin)

@@ -35,6 +35,7 @@ EXPERTS = ("", "_moe_gen")
 
 Streams = tuple[Tensor, ...]  # [B, n, D] of the understanding expert and, where there are any, of the other one
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q, k, v `[B, L, heads, hd]`) -> `[B, L, nh, hd]`
+COMPILED_VARIANTS = 64  # of a function; behind 8 torch would give up
 MLP_CHUNK = 10752  # tokens in an MLP at a time: a clip of 121 frames would take 3 GB in bf16; 49 frames are two chunks
 
 
@@ -76,6 +77,9 @@ class Context:
     @property
     def length(self) -> int:
         return sum(k.shape[1] for k, _ in self.layers[0])
+
+    def to(self, device: torch.device | str) -> Context:
+        return Context(tuple(tuple((k.to(device), v.to(device)) for k, v in pieces) for pieces in self.layers))
 
 
 @dataclass(frozen=True)
@@ -382,6 +386,10 @@ class LanceTransformer(nn.Module):
         dtype: of the computation; attention: instead of the model's.
         """
         dtype = dtype or self.dtype
+        if len(blocks) > 1 and sum(block.positions.shape[1] for block in blocks) > MLP_CHUNK:
+            for block in blocks:  # in one pass they would fill the memory, and passes as long as these are no slower
+                past = self.prefill([block], past, dtype=dtype, attention=attention)
+            return past
         und, gen, und_positions, gen_positions = [], [], [], []
         order, lengths = [[], []], []  # where each block's tokens stand in the streams
         for index, block in enumerate(blocks):
@@ -444,10 +452,14 @@ class LanceTransformer(nn.Module):
             return self.embedded_velocities([(gen.repeat(len(branches), 1, 1), branches)])
         return self.embedded_velocities([(gen, [branch]) for branch in branches])
 
-    def batch_velocities(self, rows: Tensor, t: Tensor, branches: Sequence[Branch]) -> list[Tensor]:
-        """As `velocities` of branches together, where each has rows of its own: `[n * B, N, 48]`, branch by branch."""
+    def batch_velocities(
+        self, rows: Tensor, t: Tensor, branches: Sequence[Branch], *, together: bool = True
+    ) -> list[Tensor]:
+        """As `velocities`, where each of n branches has rows of its own: `[n * B, N, 48]`, branch by branch."""
         gen = self.embed_latent(rows, t, branches[0].block.position_rows)
-        return self.embedded_velocities([(gen, branches)])
+        if together:
+            return self.embedded_velocities([(gen, branches)])
+        return self.embedded_velocities([(own, [branch]) for own, branch in zip(gen.chunk(len(branches)), branches)])
 
     def embedded_velocities(self, groups: Sequence[tuple[Tensor, Sequence[Branch]]]) -> list[Tensor]:
         """Velocities of embedded rows `[n * B, N, D]` on n branches each, all groups in one pass through the layers."""
@@ -508,6 +520,9 @@ class LanceTransformer(nn.Module):
             raise LanceError(
                 f"compiling needs {needed}, which torch does not find: install it, or leave out compile."
             ) from error
+        # One function serves both experts, one and several tokens, branches and samples, chunks, dtypes and formats.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, COMPILED_VARIANTS)
         for layer in self.language_model.model.layers:
             layer.compiled = True
 

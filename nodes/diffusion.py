@@ -28,10 +28,11 @@ from ..lance_core.request import Request, kind_of
 from ..lance_core.sequence import Grid
 from ..lance_core.stages import TOGETHER, Reading, noise_block, position_rows
 from ..lance_core.tokenizer import Tokenizer
-from ..lance_core.transformer import Branch, Context, LanceTransformer, NoiseBlock
+from ..lance_core.transformer import MLP_CHUNK, Branch, Context, LanceTransformer, NoiseBlock
 from .attention import attention
 from .batching import options_of, reordered
 from .contexts import Contexts, Key, Weights, prefix_key, whole_key
+from .quantized import INTEGER_LAYOUTS, LAYOUT
 from .report import warnings_logged
 
 COND = "lance_request"  # where a conditioning carries its request
@@ -67,7 +68,8 @@ class LanceDiffusion(LanceTransformer):
         times = timestep if timestep.ndim == 2 else timestep[:, None]
         options = (options_of(transformer_options, [index]) for index in range(len(branches)))
         attending = [replace(b, attention=partial(attention, transformer_options=o)) for b, o in zip(branches, options)]
-        v = torch.cat(self.batch_velocities(rows, times, attending))
+        together = rows.shape[0] * rows.shape[1] <= TOGETHER
+        v = torch.cat(self.batch_velocities(rows, times, attending, together=together))
         return rearrange(v, "B (t h w) c -> B c t h w", t=t, h=h, w=w)
 
 
@@ -94,18 +96,20 @@ class LanceSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_
 
 
 class RequestCond(comfy.conds.CONDRegular):
-    """A request on its way through a sampler. together: whether core may put others into the same forward."""
+    """A request on its way through a sampler, which gives a forward as many of them as the memory has room for."""
 
-    def __init__(self, cond: Request, tokens: int, together: bool):
+    def __init__(self, cond: Request, tokens: int):
         super().__init__(cond)
         self.tokens = tokens
-        self.together = together
+
+    def _copy_with(self, cond: Request):
+        return type(self)(cond, self.tokens)
 
     def process_cond(self, batch_size, **_):
         return self
 
     def can_concat(self, other) -> bool:
-        return self.together
+        return True
 
     def concat(self, others) -> tuple[Request, ...]:
         return (self.cond, *(other.cond for other in others))
@@ -157,29 +161,25 @@ class LanceModel(comfy.model_base.BaseModel):
         self.contexts.want(request, kind_of(noise.shape[2:]))
         out = super().extra_conds(**cond)
         out.pop("c_crossattn", None)
-        out[COND] = RequestCond(request, self.context_tokens(request), self.together(noise))
+        out[COND] = RequestCond(request, self.context_tokens(request))
         if cond.get("denoise_mask") is not None:
             out["denoise_mask"] = comfy.conds.CONDNoiseShape(cond["denoise_mask"])
         return out
-
-    def together(self, noise: Tensor) -> bool:
-        """Whether both branches of guidance should share a forward: small ones, and where weights come for each.
-
-        Core asks the memory as well.
-        """
-        tokens = 2 * noise.shape[0] * math.prod(noise.shape[2:])
-        patcher: ModelPatcher = self.current_patcher
-        return tokens <= TOGETHER or patcher.loaded_size() < patcher.model_size()
 
     def context_tokens(self, request: Request) -> int:
         return request.sequence(self.tokenizer, self.config.text, SMALLEST).find("noise")[0].start
 
     def memory_required(self, input_shape, cond_shapes={}) -> int:
-        """Bytes beside the weights: of one layer of one branch, the noise blocks, the contexts' keys and values."""
+        """Bytes beside the weights: of a layer of one branch and the streams of all, the noise blocks, the contexts."""
         net, dtype = self.diffusion_model, self.get_dtype_inference()
         contexts = [shape[-1] for shape in cond_shapes.get(COND, ())]
         target = input_shape[0] * math.prod(input_shape[2:])
-        layer = net.working_memory(max(target, *contexts, 0), dtype)
+        branch = math.ceil(target / max(1, len(contexts)))
+        layer = net.working_memory(max(branch, *contexts, 0), dtype)
+        layer += (target - branch) * self.config.text.hidden_size * dtype.itemsize
+        if self.model_config.quant_config and self.model_config.quant_config[LAYOUT] in INTEGER_LAYOUTS:
+            # Without its own CUDA kernels core makes the products of 8 bits in 32.
+            layer += self.config.text.intermediate_size * min(max(branch, *contexts, 0), MLP_CHUNK) * 4
         return layer + net.noise_memory(math.prod(input_shape[2:]), dtype) + net.context_memory(sum(contexts), dtype)
 
     def scale_latent_inpaint(self, sigma, noise, latent_image, **_) -> Tensor:
@@ -202,7 +202,7 @@ class LanceModel(comfy.model_base.BaseModel):
         options = options_of(transformer_options, order)
         x, t = reordered(x, order), reordered(t, order)
         mask = None if mask is None else reordered(mask, order)
-        branches = tuple(self.branch(requests[index], x, options) for index in order)
+        branches = tuple(self.branch(requests[index], x, options_of(transformer_options, [index])) for index in order)
         out = super()._apply_model(
             x, t, c_concat, c_crossattn, control, options, branches=branches, denoise_mask=mask, **conds
         )

@@ -67,10 +67,11 @@ def w4a8(layer: str, weight: Tensor) -> Tensors:
 
 
 STORED = {"fp8": fp8, "int8": int8}  # formats of `lance_core.quantized` that core has as well
+INTEGER_LAYOUTS = ("int8", "w4a8")
 LAYOUTS = {
     "fp8": Layout("float8_e4m3fn", "0.16", lambda n, k: n * k + 4, lambda x, w: fp8(x, quantize(w, "fp8", x))),
     "int8": Layout("int8_tensorwise", "0.27", lambda n, k: n * (k + 4), lambda x, w: int8(x, quantize(w, "int8", x))),
-    "w4a8": Layout("asym_w4a8_int8", "0.30", lambda n, k: n * (k // 2 + k // 16 + 4) + 64, w4a8),
+    "w4a8": Layout("asym_w4a8_int8", "0.31", lambda n, k: n * (k // 2 + k // 16 + 4) + 64, w4a8),
 }
 
 
@@ -94,6 +95,13 @@ def check_layout(layout: str) -> None:
             f"this ComfyUI has no {layout} weights, which came with version {LAYOUTS[layout].since}: update it, or"
             " choose another weight_dtype."
         )
+
+
+def make_room(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Frees what `made_on_device` takes for the largest of these weights: it, its codes and what leads to them."""
+    largest = max(prod(shape) for shape in shapes.values())
+    management = comfy.model_management
+    management.free_memory(4 * torch.float32.itemsize * largest, management.get_torch_device())
 
 
 def made_on_device(layer: str, weight: Tensor, layout: str) -> Tensors:

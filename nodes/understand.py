@@ -14,6 +14,8 @@ from .encode import Semantic
 from .model import TEMPLATE_TOKENS, with_decoder
 from .report import show, token_callback, warnings_logged
 
+KEPT = 2**28  # bytes of a reading that stays: a dozen pictures
+
 
 class LanceUnderstand(io.ComfyNode):
     @classmethod
@@ -133,10 +135,16 @@ def ask(
 
 
 def reading(model: ModelPatcher, lance: Lance, semantics: list[stages.Semantic], system: str | None) -> stages.Reading:
-    """The pictures as the model has read them; kept with it for the next question, until it is unloaded."""
+    """The pictures as the model has read them; kept with it for the next question, until it is unloaded or samples.
+
+    What a long clip leaves would be missed by other models: ComfyUI does not count it.
+    """
     host = lance_of(model)
     key = (*identities(s.embeddings for s in semantics), system, model.patches_uuid, lance.dtype)
     if host.reading is None or host.reading[0] != key:
         host.reading = None  # its memory is needed for the next
-        host.reading = key, stages.read(lance, semantics, system=system)
+        fresh = stages.read(lance, semantics, system=system)
+        if lance.transformer.context_memory(fresh.context.length, lance.dtype) > KEPT:
+            return fresh
+        host.reading = key, fresh
     return host.reading[1]

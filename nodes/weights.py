@@ -11,7 +11,7 @@ from torch import Tensor
 from ..lance_core.packing import stored_formats
 from ..lance_core.quantized import MARKER, Packed, dequantize, nf4_pairs, quantizable
 from ..lance_core.storage import STORED_TYPES, Stored, fill
-from .quantized import STORED, Tensors, check_layout, made_on_device, offered
+from .quantized import STORED, Tensors, check_layout, made_on_device, make_room, offered
 
 
 def reader(stored: Mapping[str, Stored]) -> Callable[[Stored, torch.dtype | None], Tensor]:
@@ -71,6 +71,8 @@ def read_decoder(
     formats = stored_formats(language)
     read = reader(language)
     out: Tensors = {}
+    if layout:
+        make_room({name: shape for name, shape in shapes.items() if quantizable(name)})
     for name in shapes:
         layer, entry = name.removesuffix(".weight"), language[name]
         target = layout if quantizable(name) else None

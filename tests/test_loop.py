@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import replace
 
@@ -102,6 +103,24 @@ def test_a_reading_keeps_its_system_prompt():
         stages.understand(lance(), reading, "Why?", system="Answer in German.")
 
 
+def test_a_reading_belongs_to_the_model_that_made_it():
+    reading = stages.read(replace(lance(), transformer=copy.deepcopy(lance().transformer)), SEEN)
+    with pytest.raises(LanceError, match="the reading is another model's"):
+        stages.understand(lance(), reading, "Why?")
+
+
+@torch.no_grad()
+def test_long_contexts_are_read_block_by_block(monkeypatch):
+    blocks = [*context_of("What is it?")]
+    whole = lance().transformer.prefill(blocks)
+    monkeypatch.setattr(transformer, "MLP_CHUNK", 8)
+    parts = lance().transformer.prefill(blocks)
+    assert parts.length == whole.length and len(parts.layers[0]) == len(blocks)
+    for own, other in zip(parts.layers, whole.layers):
+        for piece, pair in zip(transformer.joined(own), transformer.joined(other)):
+            assert error(piece, pair) < CLOSE
+
+
 def test_reading_nothing_is_refused():
     with pytest.raises(LanceError, match="nothing to read"):
         stages.read(lance(), None)
@@ -138,8 +157,11 @@ def test_compiled_layers_give_the_same_for_every_size_without_compiling_each_aga
 
     def everything() -> list[Tensor]:
         pictures = [stages.generate(model, PROMPT, width=w, height=h, steps=2, seed=1) for w, h in sizes]
-        first = stages.generate(model, PROMPT, width=64, height=64, steps=2, seed=[1, 2])
-        return [*pictures, first]
+        two = stages.generate(model, PROMPT, width=64, height=64, steps=2, seed=[1, 2])
+        clip = stages.generate(model, PROMPT, width=64, height=64, frames=9, steps=2, seed=1)
+        seen = replace(SEEN, embeddings=SEEN.embeddings.repeat(1, 2))
+        edited = stages.edit(model, seen, drawn(1, 48, 1, 8, 8), PROMPT, steps=2, seed=1)
+        return [*pictures, two, clip, edited]
 
     eager = everything()
     answer = stages.understand(model, None, "Why?", max_new_tokens=8)

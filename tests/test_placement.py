@@ -81,7 +81,7 @@ def expected(task):
 class Watched(Placement):
     """Notes what every use would take at least."""
 
-    def use(self, *names, working=lambda: 0):
+    def use(self, *names, working=lambda: 0, at_most=None):
         parts = [self.parts[name] for name in ("rest", *names)]
         self.needed = max(getattr(self, "needed", 0), sum(part.least for part in parts) + ceil(SLACK * working()))
         return super().use(*names, working=working)
@@ -247,6 +247,12 @@ def test_quantised_weights_are_streamed_too(weights):
     streamed = []
     painted = stages.generate(lance, "a fox", **SMALL, on_step=lambda *step: streamed.append(lance.placement.streams))
     assert all(streamed) and torch.equal(painted, expected)
+
+
+def test_a_model_loaded_in_inference_mode_can_be_moved():
+    with torch.inference_mode():
+        lance = limited(least(paint))
+    assert torch.equal(paint(lance), expected(paint))
 
 
 def test_uses_nest():

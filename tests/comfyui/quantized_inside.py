@@ -120,6 +120,8 @@ def every_way() -> dict[str, dict[str, object]]:
             "dense size": weight_bytes(shapes, torch.bfloat16, None),
             "estimate": model.model.memory_required([1, 48, 1, 6, 8]),
             "dense estimate": load_model(CHECKPOINT, "fp32").model.memory_required([1, 48, 1, 6, 8]),
+            "largest product": 6 * 8 * library().config.text.intermediate_size,
+            "layout": name,
             "quantised": sorted(n for n, p in model.model.diffusion_model.named_parameters() if is_quantised(p)),
         }
     return {"layouts": result, "names": sorted(filter(quantizable, shapes))}

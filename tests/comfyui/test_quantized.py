@@ -88,7 +88,8 @@ def test_core_counts_the_bytes_that_there_are(measured, layout):
     markers = way["size"] - way["expected size"]
     assert 0 < markers < 100 * len(way["quantised"])
     assert way["size"] < way["dense size"]
-    assert way["estimate"] == way["dense estimate"]
+    products = 4 * way["largest product"]  # of 8 bits, which core makes in 32
+    assert way["estimate"] - way["dense estimate"] == (0 if way["layout"] == "fp8" else products)
 
 
 @pytest.mark.parametrize(
