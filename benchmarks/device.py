@@ -18,6 +18,7 @@ GIB = 2**30
 # Dense bf16 products with float32 sums, FLOP/s, by the maker's data sheets; the first name that fits.
 PEAKS = {
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
@@ -150,7 +151,7 @@ def used_bytes(device: torch.device) -> int:
     """Memory used on the device by everybody: NVML's figure where pynvml is installed, else the driver's."""
     try:
         return torch.cuda.device_memory_used(device)
-    except (AttributeError, ModuleNotFoundError):
+    except (AttributeError, ModuleNotFoundError, RuntimeError):
         free, total = torch.cuda.mem_get_info(device)
         return total - free
 

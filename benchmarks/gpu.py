@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from statistics import median
@@ -74,7 +75,9 @@ def paint(lance: Lance, task: Task, steps: int, watch: Watch) -> dict[str, list[
         with watch.phase("sample") as clock:
             result = stages.generate(lance, PROMPT, on_step=clock.mark, **size, **options)
     with watch.phase("decode"):
-        stages.decode_video(lance, result)
+        frames = stages.decode_video(lance, result)
+    if not result.isfinite().all() or not frames.isfinite().all():
+        raise SystemExit("the result is not finite: the figures would mean nothing")
     first, *spans, _ = clock.spans()
     guided = flow.guided_steps(flow.schedule(steps, Sampling.shift), interval(steps))[1:]
     kinds = {True: "guided", False: "plain"}
@@ -112,7 +115,7 @@ def measure(task: Task, options: argparse.Namespace) -> dict[str, dict[str, floa
             spans.setdefault(name, []).extend(found)
     typical = {name: median(found) for name, found in spans.items()}
     phases = {name: median(r.seconds for r in readings) for name, readings in watch.readings.items()}
-    times = {"first request, compiling included, s": warm_up}
+    times = {"first request, compiling and estimates included, s": warm_up}
     if task.kind == "question":
         times |= answer_times(phases, typical)
     else:
@@ -138,7 +141,7 @@ def sampling_seconds(typical: dict[str, float]) -> float:
 def painting_times(phases: dict[str, float], typical: dict[str, float]) -> dict[str, float]:
     others = {f"{name}, s": phases[name] for name in ("look", "encode", "decode") if name in phases}
     return {
-        "prefill, ms": 1e3 * max(0.0, typical["first"] - typical["guided"]),
+        "before the first step, ms": 1e3 * max(0.0, typical["first"] - typical["guided"]),
         "guided step, ms": 1e3 * typical["guided"],
         "plain step, ms": 1e3 * typical["plain"],
         "sampling, 26 guided and 4 plain steps, s": sampling_seconds(typical),
@@ -271,7 +274,12 @@ def results(options: argparse.Namespace) -> dict[str, dict]:
         return {"a guided step, branches together and in turn": columns}
     if options.fraction_gib:
         return {"what completes, and torch's largest reservation": small_cards(options)}
-    found = {tasks(options)[name].title: child(name, options) for name in options.tasks}
+    found = {}
+    for name in options.tasks:
+        try:
+            found[tasks(options)[name].title] = child(name, options)
+        except subprocess.CalledProcessError as error:  # which has said what is wrong
+            print(f"{tasks(options)[name].title}: ended by {error.returncode}", file=sys.stderr)
     memory = {f"memory, GiB: {title}": each["memory"] for title, each in found.items()}
     return {f"times, steps measured in requests of {options.steps}": {t: e["times"] for t, e in found.items()}} | memory
 

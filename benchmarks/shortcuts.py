@@ -1,6 +1,6 @@
 """What shortcuts save and what they cost: `python benchmarks/shortcuts.py [--checkpoint PATH] [--steps 30]`.
 
-Every row paints the same picture or clip from the same noise. Passes are branches computed; the ratio is of a whole
+Every row paints the same picture or clip from the same noise. Passes are branches computed; the speed-up is of a whole
 request's seconds, prefill included, to the exact one's; the error is the relative L2 error of the latent against the
 exact one's, and PSNR that of the decoded pixels. Two rows, for comparison, save passes in ways that need no shortcut:
 fewer steps, and a narrower guidance interval.
@@ -91,7 +91,7 @@ def columns(lance: Lance, options: Mapping[str, object], repeats: int) -> dict[s
     return {
         "passes": {name: own.passes for name, own in results.items()},
         "seconds": seconds,
-        "ratio": {name: span / seconds["exact"] for name, span in seconds.items()},
+        "times faster": {name: seconds["exact"] / span for name, span in seconds.items()},
         "error": {name: error(own.latent, exact.latent) for name, own in results.items()},
         "PSNR, dB": {name: psnr(own.pixels, exact.pixels) for name, own in results.items()},
     }

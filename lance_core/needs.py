@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Items
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from . import memory
 from .checkpoint import Lance
+from .checks import check_whole
 from .config import LATENT_CHANNELS
 from .errors import LanceError
 from .placement import GIB, SLACK, Part, arrangement, model_parts
@@ -79,6 +80,7 @@ def plan(parts: dict[str, Part], phase: Phase, budget: int) -> Plan:
 def needs(lance: Lance, job: Job) -> Iterator[Phase]:
     """The phases of a request, in order; the model may be without data. Raises LanceError for impossible sizes."""
     grid = target_grid(job.width, job.height, job.frames)
+    check_whole("references", job.references, int(job.task == "edit"), 1 if job.task == "generate" else inf)
     dtype = lance.dtype
     seen = seen_shape(job) if job.task != "generate" else None
     if job.task != "understand":
