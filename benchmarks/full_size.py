@@ -6,6 +6,7 @@ Needs 20 GB of free memory and a few minutes.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -45,6 +46,7 @@ def measured(name: str, stage: Callable):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     config, empty = LanceConfig(), {"dtype": torch.bfloat16, "device": "meta"}
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, bf16, random weights")
     print(f"{'stage':44}{'seconds':>10}{'peak so far, GiB':>20}")

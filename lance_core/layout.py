@@ -113,6 +113,8 @@ def download_command(name: str, root: Path) -> str:
 
 def remedy_of(files: CheckpointFiles, path: Path) -> str:
     """How to get one of a checkpoint's own files again."""
+    if path.suffix == ".gguf":
+        return "make it, or download it, again"  # the release has none
     shared = {files.vision: VISION_WEIGHTS, files.vision_config: VISION_CONFIG, files.vae: VAE_WEIGHTS}
     return remedy(files, shared.get(path, path.name))
 
