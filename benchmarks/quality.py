@@ -109,7 +109,7 @@ def min_max(transformer: nn.Module) -> None:
     """Rounds every tensor to 8 bits between its smallest and its largest number."""
     for parameter in transformer.parameters():
         low, high = parameter.aminmax()
-        step = (high - low) / 255
+        step = ((high - low) / 255).clamp_min(1e-30)
         parameter.copy_(((parameter - low) / step).round() * step + low)
 
 

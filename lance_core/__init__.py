@@ -14,6 +14,7 @@ from .stages import (
     encode_semantic,
     generate,
     load_lance,
+    read,
     understand,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "encode_semantic",
     "generate",
     "load_lance",
+    "read",
     "understand",
 ]

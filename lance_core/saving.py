@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .checkpoint import POSITION_TABLE, VISION_PREFIX, Lance
 from .config import MAX_LATENT_FRAMES, MAX_LATENT_SIDE, TextConfig
 from .errors import LanceError
-from .layout import LANGUAGE_FOLDERS, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
+from .layout import LANGUAGE_FOLDERS, VAE_NAMES, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
 from .quantized import QuantizedLinear
 from .tokenizer import IM_END, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
 from .transformer import latent_position_rows
@@ -69,7 +69,7 @@ def replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 def check_replaceable(folder: Path, overwrite: bool) -> None:
     """Raises LanceError where a folder holds something already; with `overwrite`, where it is no checkpoint."""
     held = _held(folder)
-    layout = {*LANGUAGE_FOLDERS.values(), VISION_FOLDER, VAE_WEIGHTS}
+    layout = {*LANGUAGE_FOLDERS.values(), VISION_FOLDER, *VAE_NAMES}
     if held and not overwrite:
         raise LanceError(f"{folder} is not empty; name a new folder, or allow it to be overwritten.")
     if not held <= layout:

@@ -50,6 +50,7 @@ __all__ = [
     "encode_semantic",
     "generate",
     "load_lance",
+    "read",
     "understand",
 ]
 

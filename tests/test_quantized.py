@@ -505,3 +505,15 @@ def test_a_quantised_model_is_not_saved_as_if_it_were_dense(tmp_path):
     with pytest.raises(LanceError, match="quantised weights cannot be saved"):
         save_checkpoint(tmp_path / "copy", lance, "{}")
     assert not (tmp_path / "copy").exists()
+
+
+def test_what_quantising_wrote_can_be_overwritten(tmp_path):
+    """Also where the VAE is a safetensors file."""
+    source = tmp_path / "source"
+    shutil.copytree(TINY, source)
+    vae = next(source.rglob("Wan2.2_VAE.pth"))
+    save_file(torch.load(vae, weights_only=True), vae.with_suffix(".safetensors"))
+    vae.unlink()
+    quantize_checkpoint(source, tmp_path / "copy", "int8")
+    quantize_checkpoint(source, tmp_path / "copy", "fp8", overwrite=True)
+    assert load_lance(tmp_path / "copy").vae is not None

@@ -31,7 +31,8 @@ def measure(comfyui: Path, checkpoint: Path, folder: Path, names: str, *flags: s
     (packages / "gguf").symlink_to(Path(gguf.__file__).parent)
     command = [find_python(comfyui), ROOT / "tests/comfyui/quantized_inside.py", comfyui, checkpoint, results, names]
     environment = {**os.environ, "PYTHONPATH": str(packages)}
-    done = subprocess.run([*map(str, command), *flags], capture_output=True, text=True, cwd=comfyui, env=environment)
+    command = [*map(str, command), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=comfyui, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(results.read_text())
 
