@@ -169,7 +169,7 @@ def test_without_a_cache(tmp_path_factory, comfyui, tiny_checkpoint):
         ("text_to_image", "DecodeVideo", {"fps": 0.0}),
         ("ksampler", "LanceConditioning", {"task": "paint"}),
         ("text_to_image", "LoadLance", {"checkpoint": "nowhere"}),
-        ("text_to_image", "LoadLance", {"weight_dtype": "fp8"}),
+        ("text_to_image", "LoadLance", {"weight_dtype": "fp4"}),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_anything_runs(server, workflow, node_type, change):
