@@ -149,7 +149,6 @@ needs_compiler = pytest.mark.skipif(
 
 
 @needs_compiler
-@pytest.mark.timeout(600)
 def test_compiled_layers_give_the_same_for_every_size_without_compiling_each_again():
     text_config = replace(tiny.TINY_TEXT, num_hidden_layers=12)  # more than torch compiles for one function
     model = tiny.random_lance(LanceConfig(text_config, replace(tiny.TINY_VISION)))
