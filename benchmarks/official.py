@@ -37,6 +37,7 @@ from cpu import per_branch
 from measuring import in_own_process, least, peak_gigabytes, seconds, table
 from operations import Operations, count_per_call
 from torch import Tensor, nn
+from vae import official_vae
 from workload import (
     ANSWER,
     PROMPT,
@@ -154,23 +155,6 @@ def official_model(package: ModuleType, lance: Lance, frames: int) -> nn.Module:
     if set(missing) - {"latent_pos_embed.pos_embed"} or unknown:
         raise SystemExit(f"the official model has other weights than ours: {missing}, {unknown}")
     return official
-
-
-def official_vae(ours: WanVAE) -> nn.Module:
-    """The official VAE with the widths and the weights of ours."""
-    from modeling.vae.wan.vae2_2 import WanVAE_
-
-    config = ours.config
-    vae = WanVAE_(
-        dim=config.encoder_width,
-        dec_dim=config.decoder_width,
-        z_dim=config.latent_channels,
-        dim_mult=list(config.multipliers),
-        num_res_blocks=config.blocks,
-        temperal_downsample=list(config.time_downsample),
-    )
-    vae.load_state_dict(ours.state_dict())
-    return vae.eval().requires_grad_(False)
 
 
 def merged_grid(grid: tuple[int, int, int]) -> list[int]:
@@ -384,7 +368,9 @@ def answer_figures(official: nn.Module, lance: Lance, repeats: int) -> dict[str,
 
 def vae_figures(ours: WanVAE, repeats: int) -> dict[str, float]:
     """A picture of 256x256 through both VAEs, in turn."""
-    theirs, scale = official_vae(ours), [0.0, 1.0]
+    from modeling.vae.wan.vae2_2 import WanVAE_
+
+    theirs, scale = official_vae(WanVAE_, ours), [0.0, 1.0]
     pixels, latent = drawn(1, 3, 1, 256, 256).clamp(-1, 1), drawn(1, 48, 1, 16, 16)
     figures: dict[str, float] = {}
     with torch.inference_mode():

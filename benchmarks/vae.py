@@ -36,14 +36,19 @@ def inputs(size: int, frames: int, device: str = "cpu") -> tuple[Tensor, Tensor]
     return pixels, latent
 
 
-def official_vae(checkout: str, ours: WanVAE) -> nn.Module:
-    """The official VAE with the sizes and the weights of ours."""
+def official_network(checkout: str) -> type[nn.Module]:
+    """The official VAE's class, from its file alone."""
     file = Path(checkout) / "modeling/vae/wan/vae2_2.py"
     spec = importlib.util.spec_from_file_location("official_vae", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module.WanVAE_
+
+
+def official_vae(network: type[nn.Module], ours: WanVAE) -> nn.Module:
+    """The official VAE with the sizes and the weights of ours."""
     sizes = ours.config
-    official = module.WanVAE_(
+    official = network(
         dim=sizes.encoder_width,
         dec_dim=sizes.decoder_width,
         z_dim=sizes.latent_channels,
@@ -78,7 +83,7 @@ def times(options: argparse.Namespace) -> dict[str, float]:
         "decode, ours, s": lambda: ours.decode(latent, tile=options.tile),
     }
     if options.official:
-        official = official_vae(options.official, ours)
+        official = official_vae(official_network(options.official), ours)
         calls["encode, official, s"] = lambda: official.encode(pixels, [0, 1])
         calls["decode, official, s"] = lambda: official.decode(latent, [0, 1])
     with torch.inference_mode():
