@@ -1,0 +1,193 @@
+"""Examples of the small world for training: every task, in both languages, of the training split alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from random import Random
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .. import stages
+from ..checkpoint import Lance
+from ..prompts import describe_prompt
+from ..train.examples import Example
+from ..vae import normalize
+from ..vit import normalize_pixels
+from .edits import ClipEdit, Edit, clip_edit, random_edit
+from .questions import clip_question, random_question
+from .render import draw, draw_clip
+from .scene import Clip, Scene, Vocabulary, random_clip, random_scene
+from .words import Language, at, caption, clip_caption
+
+CHINESE = 0.15  # share of examples
+LENGTHS = (9, 9, 9, 9, 9, 9, 13, 17)  # frames of clips
+DESCRIBE = ("Describe the picture.", "描述这张图片。")
+TOGETHER = 16  # edits or clips encoded in a batch
+
+Medium = tuple[Tensor, Tensor]  # what the vision tower sees, as bytes `[F, H, W, 3]`, and the latent `[48, T, h, w]`
+Item = tuple[Any, tuple[Medium, ...]]  # what is known of pictures or clips, and these
+Maker = Callable[[Random], tuple[Any, list[Tensor]]]
+
+
+class SmallWorld:
+    """Endless examples, the same for the same index and seed.
+
+    Each is one of a limited number of pictures, edits and clips, drawn and encoded when they are first met and kept,
+    with words that are chosen anew. The numbers say how many of each there are.
+    """
+
+    def __init__(
+        self,
+        lance: Lance,
+        seed: int = 0,
+        *,
+        edits: int = 12000,
+        pairs: int = 800,
+        clips: int = 2500,
+        clip_edits: int = 600,
+        vocabulary: Vocabulary = Vocabulary(),
+    ):
+        self.lance, self.seed, self.vocabulary = lance, seed, vocabulary
+        self.counts = {self.new_edit: edits, self.new_pair: pairs, self.new_clip: clips, self.new_clip_edit: clip_edits}
+        self.kept: dict[tuple[str, int], Item] = {}
+        self.tasks: dict[Callable[[Random], Example], float] = {
+            self.paint: 0.30,
+            self.edit: 0.24,
+            self.ask: 0.20,
+            self.describe: 0.09,
+            self.join: 0.02,
+            self.film: 0.07,
+            self.animate: 0.02,
+            self.edit_clip: 0.02,
+            self.ask_of_clip: 0.04,
+        }
+
+    def __getitem__(self, index: int) -> Example:
+        random = Random(f"{self.seed} example {index}")
+        (task,) = random.choices(tuple(self.tasks), tuple(self.tasks.values()))
+        return task(random)
+
+    def prepare(self, on_progress: Callable[[int, int], None] | None = None) -> None:
+        """Draws and encodes everything now, which is several times faster in batches. on_progress(done, total)."""
+        numbers = [(make, number) for make, count in self.counts.items() for number in range(count)]
+        for start in range(0, len(numbers), TOGETHER):
+            self.make(numbers[start : start + TOGETHER])
+            if on_progress is not None:
+                on_progress(min(start + TOGETHER, len(numbers)), len(numbers))
+
+    def paint(self, random: Random) -> Example:
+        scene, (_, latent) = self.picture(random)
+        return Example("generate", caption(scene, random, language(random)), target=latent)
+
+    def edit(self, random: Random) -> Example:
+        edit, ((pixels, before), (_, after)) = self.one_of(self.new_edit, random)
+        return Example("edit", edit.instruction, pixels=(seen(pixels),), latents=(before,), target=after)
+
+    def ask(self, random: Random) -> Example:
+        scene, (pixels, _) = self.picture(random)
+        question = random_question(scene, random, language(random), vocabulary=self.vocabulary)
+        return Example("understand", question.text, answer=question.answer, pixels=(seen(pixels),))
+
+    def describe(self, random: Random) -> Example:
+        scene, (pixels, _) = self.picture(random)
+        chosen = language(random)
+        text = DESCRIBE[chosen == "zh"]
+        system = describe_prompt("image") if random.random() < 0.5 else None
+        answer = caption(scene, random, chosen)
+        return Example("understand", text, answer=answer, system=system, pixels=(seen(pixels),))
+
+    def join(self, random: Random) -> Example:
+        text, ((first, one), (second, other), (_, target)) = self.one_of(self.new_pair, random)
+        return Example("edit", text, pixels=(seen(first), seen(second)), latents=(one, other), target=target)
+
+    def film(self, random: Random) -> Example:
+        clip, ((_, latent),) = self.one_of(self.new_clip, random)
+        return Example("generate", clip_caption(clip, random, language(random)), target=latent)
+
+    def animate(self, random: Random) -> Example:
+        return replace(self.film(random), first_frame=True)
+
+    def edit_clip(self, random: Random) -> Example:
+        edit, ((pixels, before), (_, after)) = self.one_of(self.new_clip_edit, random)
+        return Example("edit", edit.instruction, pixels=(seen(pixels),), latents=(before,), target=after)
+
+    def ask_of_clip(self, random: Random) -> Example:
+        clip, ((pixels, _),) = self.one_of(self.new_clip, random)
+        question = clip_question(clip, random, language(random))
+        return Example("understand", question.text, answer=question.answer, kind="video", pixels=(seen(pixels),))
+
+    def picture(self, random: Random) -> tuple[Scene, Medium]:
+        """Of an edit, before or after it."""
+        edit, media = self.one_of(self.new_edit, random)
+        return random.choice(((edit.before, media[0]), (edit.after, media[1])))
+
+    def one_of(self, make: Maker, random: Random) -> Item:
+        number = random.randrange(self.counts[make])
+        if (make.__name__, number) not in self.kept:
+            self.make([(make, number)])
+        return self.kept[make.__name__, number]
+
+    def make(self, numbers: Sequence[tuple[Maker, int]]) -> None:
+        """Draws these and keeps them, encoded in one batch."""
+        drawn = [make(Random(f"{self.seed} {make.__name__} {number}")) for make, number in numbers]
+        media = iter(self.encoded([frames for _, clips in drawn for frames in clips]))
+        for (make, number), (facts, clips) in zip(numbers, drawn):
+            self.kept[make.__name__, number] = facts, tuple(islice(media, len(clips)))
+
+    def new_edit(self, random: Random) -> tuple[Edit, list[Tensor]]:
+        scene = random_scene(random, "train", self.vocabulary)
+        edit = random_edit(scene, random, language(random), self.vocabulary)
+        return edit, [draw(edit.before), draw(edit.after)]
+
+    def new_pair(self, random: Random) -> tuple[str, list[Tensor]]:
+        first, second, text, joined = join_scenes(random, self.vocabulary)
+        return text, [draw(scene) for scene in (first, second, joined)]
+
+    def new_clip(self, random: Random) -> tuple[Clip, list[Tensor]]:
+        clip = random_clip(random, "train", self.vocabulary)
+        return clip, [draw_clip(clip, random.choice(LENGTHS))]
+
+    def new_clip_edit(self, random: Random) -> tuple[ClipEdit, list[Tensor]]:
+        edit = clip_edit(random_clip(random, "train", self.vocabulary), random, language(random), self.vocabulary)
+        return edit, [draw_clip(edit.before), draw_clip(edit.after)]
+
+    @torch.no_grad()
+    def encoded(self, clips: Sequence[Tensor]) -> list[Medium]:
+        """Clips `[F, H, W, 3]` as they are kept; those of one length go through the VAE together."""
+        found: dict[int, Tensor] = {}
+        fitted = [stages.latent_frames(self.lance.config.resolutions, frames) for frames in clips]
+        for length in {len(frames) for frames in fitted}:
+            where = [index for index, frames in enumerate(fitted) if len(frames) == length]
+            pixels = rearrange(torch.stack([fitted[index] for index in where]), "b f h w c -> b c f h w")
+            latents = self.lance.vae.encode(pixels.to(self.lance.device, self.lance.dtype) * 2 - 1)[0]
+            found.update(zip(where, normalize(latents.float().cpu()).unbind()))
+        looked = [stages.semantic_frames(self.lance.config, frames) for frames in clips]
+        return [((pixels * 255).round().byte(), found[index]) for index, pixels in enumerate(looked)]
+
+
+def seen(pixels: Tensor) -> Tensor:
+    return normalize_pixels(pixels.float() / 255)
+
+
+def language(random: Random) -> Language:
+    return "zh" if random.random() < CHINESE else "en"
+
+
+def join_scenes(random: Random, vocabulary: Vocabulary = Vocabulary()) -> tuple[Scene, Scene, str, Scene]:
+    """Two pictures, an instruction that puts the one shape of the first into the second, and the result."""
+    while True:
+        first, second = (random_scene(random, "train", vocabulary) for _ in range(2))
+        if len(first.things) > 1 or len(second.things) > 2:
+            continue
+        (thing,) = first.things
+        place = random.choice(second.free_places)
+        if thing.kind in [other.kind for other in second.things]:
+            continue
+        moved = Scene("white", (thing,)).changed(thing, place=place).things
+        text = f"Add the {thing.shape} of the first picture {at(place, 'en')} of the second picture."
+        return first, second, text, second.with_things((*second.things, *moved))

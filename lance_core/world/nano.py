@@ -1,0 +1,194 @@
+"""Nano-Lance: a Lance of three million weights that knows the small world, made from nothing by one command.
+
+`python -m lance_core make-nano FOLDER` trains the tokenizer, the VAE, and then everything else together.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..checkpoint import POSITION_TABLE, Lance
+from ..config import LanceConfig, Resolution, Resolutions, TextConfig, VisionConfig
+from ..errors import LanceError
+from ..layout import LANGUAGE_FOLDERS, VAE_WEIGHTS, WEIGHTS
+from ..tiny import WORDS, official_prompts, tokenizer_specification
+from ..tokenizer import Tokenizer
+from ..train.config import Saving, TrainConfig, Training
+from ..train.objective import Objective
+from ..train.trainer import train
+from ..train.vae import VAETraining, initialize, standardize, train_vae
+from ..transformer import LanceTransformer
+from ..vae import VAEConfig, WanVAE
+from ..vit import VisionTower
+from .edits import random_edit
+from .examples import DESCRIBE, SmallWorld, join_scenes
+from .pictures import vae_batches
+from .questions import clip_question, random_question
+from .scene import random_clip, random_scene
+from .words import Language, caption, clip_caption
+
+VAE = VAEConfig(encoder_width=12, decoder_width=16)
+VISION = VisionConfig(
+    depth=4, hidden_size=96, intermediate_size=256, num_heads=4, out_hidden_size=192, fullatt_block_indexes=(3,)
+)
+# With the release's theta of a million, neighbouring cells of so small a grid would look the same. Of the frequencies
+# time and rows have the two fastest each; most are so slow that words are found wherever they stand.
+TEXT = TextConfig(
+    vocab_size=2048,
+    hidden_size=192,
+    intermediate_size=384,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    rope_theta=1000.0,
+    mrope_section=(2, 2, 12),
+)
+SIDES = Resolution(vae=64, vit=112)
+CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, SIDES))
+
+VAE_FILE = "Wan2.2_VAE.safetensors"
+TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
+STANDARD_BATCHES = 64
+EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
+VAE_TRAINING = VAETraining(steps=6000)
+TRAINING = Training(
+    steps=5000,
+    tokens=2600,
+    learning_rate=1.5e-3,
+    min_learning_rate=2e-5,
+    warmup=200,
+    weight_decay=0.01,
+    betas=(0.9, 0.98),
+    ema=0.999,
+    log_every=50,
+)
+OBJECTIVE = Objective(timestep_shift=1.5, timestep_std=1.1, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5)
+
+OnProgress = Callable[[str, int, int, dict[str, float]], None]
+
+
+def make_nano(folder: str | Path, work: str | Path, *, seed: int = 0, on_progress: OnProgress | None = None) -> Path:
+    """Makes nano-Lance and returns its folder; what is done is kept in `work`, from where it goes on if stopped.
+
+    on_progress(what, step, steps, values) after some steps; it may raise to stop.
+    """
+    work = Path(work)
+
+    def told(what: str, steps: int) -> Callable[[int, dict[str, float]], None]:
+        return lambda step, values: on_progress and on_progress(what, step, steps, values)
+
+    vae = trained_vae(work / "vae.safetensors", seed, told("VAE", VAE_TRAINING.steps))
+    lance = fresh_lance(vae, seed)
+    config = training(work, seed)
+    examples = world_examples(lance, seed=seed)
+    examples.prepare(lambda done, total: on_progress and on_progress("pictures", done, total, {}))
+    train(config, lance, examples, told("model", TRAINING.steps))
+    return ship(work / "model", Path(folder))
+
+
+def training(work: Path, seed: int) -> TrainConfig:
+    return TrainConfig(work, seed, train=TRAINING, objective=OBJECTIVE, save=Saving(every=500))
+
+
+def world_examples(lance: Lance, *, seed: int = 0) -> SmallWorld:
+    """The small world as data to train on."""
+    return SmallWorld(lance, seed)
+
+
+def specification() -> str:
+    """The tokenizer: byte pairs merged in the small world's texts, every system prompt a token or a few of its own.
+
+    Chinese characters stay apart, for there a word has no end that one could see.
+    """
+    prompts = official_prompts()
+    letters = r"[\p{L}&&[^\p{Han}]]"
+    words = "|".join((*map(re.escape, prompts), r"\p{Han}", WORDS.replace(r"\p{L}+", letters + "+")))
+    return tokenizer_specification(TOKENS, [*texts(), *prompts * (TEXTS // 10)], words)
+
+
+def texts() -> Iterator[str]:
+    """What is said in the small world, in both languages alike."""
+    random = Random(0)
+    for number in range(TEXTS // 10):
+        language: Language = ("en", "zh")[number % 2]
+        scene, clip = random_scene(random), random_clip(random)
+        questions = (random_question(scene, random, language), clip_question(clip, random, language))
+        yield from (text for question in questions for text in (question.text, question.answer))
+        yield caption(scene, random, language)
+        yield clip_caption(clip, random, language)
+        yield random_edit(scene, random, language).instruction
+        yield join_scenes(random)[2]
+        yield from DESCRIBE
+
+
+def trained_vae(path: Path, seed: int, on_step: Callable[[int, dict[str, float]], None]) -> WanVAE:
+    """The VAE at `path`, which is made if there is none."""
+    vae = WanVAE(VAE)
+    if path.is_file():
+        vae.load_state_dict(load_file(path))
+        return vae
+    torch.manual_seed(seed)
+    initialize(vae, torch.Generator().manual_seed(seed))
+    train_vae(vae, vae_batches(seed), VAE_TRAINING, on_step)
+    standardize(vae, vae_batches(seed + 1), STANDARD_BATCHES)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, path)
+    return vae
+
+
+def fresh_lance(vae: WanVAE, seed: int) -> Lance:
+    """A model of nano's sizes that has learned nothing, around a VAE that has."""
+    generator = torch.Generator().manual_seed(seed)
+    transformer, vision = LanceTransformer(TEXT), VisionTower(VISION)
+    for network in (transformer, vision):
+        begin(network, generator)
+    tokenizer = Tokenizer(specification())
+    parts = (transformer, vision, vae.requires_grad_(False).eval())
+    return Lance(CONFIG, *parts, tokenizer, torch.device("cpu"), torch.float32)
+
+
+@torch.no_grad()
+def begin(network: nn.Module, generator: torch.Generator) -> None:
+    """Weights to begin with: activations keep their size, residual branches are small, the first velocity is zero."""
+    for name, weight in network.named_parameters():
+        if weight.ndim == 1:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif name.startswith("llm2vae"):
+            weight.zero_()
+        elif "embed_tokens" in name:
+            weight.normal_(0, EMBEDDING, generator=generator)
+        else:
+            small = 0.3 if re.search(r"o_proj|down_proj|attn\.proj", name) else 1.0
+            weight.normal_(0, small * weight[0].numel() ** -0.5, generator=generator)
+
+
+def ship(model: Path, folder: Path) -> Path:
+    """The trained checkpoint as it is shipped: one folder, the VAE in half precision, no table of positions.
+
+    Raises LanceError where the folder holds anything but such a checkpoint.
+    """
+    language = model / LANGUAGE_FOLDERS["image"]
+    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        fresh = Path(temporary, folder.name)
+        shutil.copytree(model, fresh, ignore=shutil.ignore_patterns(language.name, VAE_WEIGHTS))
+        shutil.copytree(language, fresh, dirs_exist_ok=True)
+        weights = load_file(language / WEIGHTS)
+        weights.pop(POSITION_TABLE)
+        save_file(weights, fresh / WEIGHTS)
+        vae = torch.load(model / VAE_WEIGHTS, weights_only=True)
+        save_file({name: weight.half() for name, weight in vae.items()}, fresh / VAE_FILE)
+        if folder.is_dir():
+            if others := {path.name for path in folder.iterdir()} - {path.name for path in fresh.iterdir()}:
+                raise LanceError(f"{folder} holds more than a model ({min(others)}): name a new folder.")
+            shutil.rmtree(folder)
+        fresh.replace(folder)
+    return folder
