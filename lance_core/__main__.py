@@ -16,14 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import stages
+from .adapters import apply_loras, parse_lora
 from .checkpoint import Lance, empty_parts, resolve_dtype
 from .checks import check_whole
 from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError, warnings_shown
 from .flow import RENORMS, Sampling
 from .inspection import inspect
-from .layout import find_checkpoint
+from .layout import BUILT_IN, find_checkpoint
 from .media import read_image, read_media, replacing, write_mp4, write_png
+from .merging import merge_checkpoint
 from .needs import Job, report
 from .placement import resolve_memory
 from .quantized import FORMATS, STORED_FORMATS
@@ -34,10 +36,9 @@ from .workflow import Result, read_workflow, run_workflow
 
 LATENT_SUFFIXES = (".safetensors", ".latent")
 SUFFIXES = (".png", ".mp4", *LATENT_SUFFIXES)
-PICTURE_SIZE, CLIP_SIZE = (768, 768), (848, 480)  # width, height where none is given
 MAX_FPS = 240
 FULL = "error: the memory is full; choose a smaller size, fewer frames or --tile 16."
-CLIP_FRAMES, CLIP_RESOLUTION = 49, "video_480p"
+CLIP_FRAMES = 49
 
 
 class Bars:
@@ -82,7 +83,7 @@ class Typewriter:
 
 def load(args: argparse.Namespace) -> Lance:
     options = {name: getattr(args, name) for name in ("device", "dtype", "weights", "memory", "compiled")}
-    return stages.load_lance(args.model, **options)
+    return apply_loras(stages.load_lance(args.model, **options), getattr(args, "lora", ()))
 
 
 def load_for(output: Path, args: argparse.Namespace) -> Lance:
@@ -155,16 +156,18 @@ def generate(args: argparse.Namespace, bars: Bars) -> None:
     is_clip = args.first_frame is not None or (args.output is not None and args.output.suffix.lower() == ".mp4")
     frames = args.frames if args.frames is not None else CLIP_FRAMES if is_clip else 1
     output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps, args.tile)
-    first, size = None, (args.width, args.height)
-    lance = load_for(output, args)
+    lance, first = load_for(output, args), None
     if args.first_frame is not None:
-        bucket = CLIP_RESOLUTION if args.resolution == "auto" else resolution(args)
+        bucket = lance.config.resolutions.video if args.resolution == "auto" else resolution(args)
         first = stages.encode_latent(lance, read_image(args.first_frame), resolution=bucket)
-    elif size == (None, None):
-        size = CLIP_SIZE if frames > 1 else PICTURE_SIZE
-    width, height = size
     latent = stages.generate(
-        lance, args.prompt, width=width, height=height, frames=frames, first_frame=first, **sampling(args, bars)
+        lance,
+        args.prompt,
+        width=args.width,
+        height=args.height,
+        frames=frames,
+        first_frame=first,
+        **sampling(args, bars),
     )
     save(lance, latent, output, args, bars)
 
@@ -220,6 +223,64 @@ def write_quantized(args: argparse.Namespace, bars: Bars) -> None:
     print(f"{done.folder}: {args.format}, {done.after / 1e6:,.1f} MB instead of {done.before / 1e6:,.1f} MB")
 
 
+def write_merged(args: argparse.Namespace, bars: Bars) -> None:
+    print(merge_checkpoint(args.source, args.folder, args.lora, overwrite=args.overwrite).folder)
+
+
+def write_converted(args: argparse.Namespace, bars: Bars) -> None:
+    from .train.convert import convert_data
+
+    done = convert_data(args.source, args.folder)
+    left_out = f", {len(done.skipped)} left out" if done.skipped else ""
+    print(f"{done.folder}: {counted(done.counts)}{left_out}")
+
+
+def write_world(args: argparse.Namespace, bars: Bars) -> None:
+    from .world.files import make_world
+    from .world.scene import Vocabulary, with_new
+
+    vocabulary = with_new(args.new) if args.new else Vocabulary()
+    options = {"count": args.count, "split": args.split, "format": args.format, "seed": args.seed}
+    counts = make_world(args.folder, vocabulary=vocabulary, **options)
+    print(f"{args.folder}: {counted(counts)}")
+
+
+def counted(records: dict[str, int]) -> str:
+    return ", ".join(f"{name} with {count:,} records" for name, count in sorted(records.items()))
+
+
+def train(args: argparse.Namespace, bars: Bars) -> None:
+    from .train.command import first, plan_of, train_from
+
+    if args.plan:
+        print(plan_of(args.config))
+        return
+
+    def show(step: int, steps: int, values: dict[str, float]) -> None:
+        bars("train", step, steps)
+        if bars.bar is not None:
+            bars.bar.set_postfix(loss=f"{values['loss']:.4g}")
+
+    try:
+        done = train_from(args.config, show, fresh=args.fresh, device=args.device)
+        if first():
+            print(done.path)
+    except KeyboardInterrupt as stop:
+        bars.close()
+        if stop.args and first():
+            print(f"{stop}; the same command goes on from there", file=sys.stderr)
+        raise
+
+
+def make_nano(args: argparse.Namespace, bars: Bars) -> None:
+    from .world.nano import make_nano
+
+    def show(what: str, step: int, steps: int, values: dict[str, float]) -> None:
+        bars(what, step, steps)
+
+    print(make_nano(args.folder, args.work, seed=args.seed, on_progress=show))
+
+
 def run(args: argparse.Namespace, bars: Bars) -> None:
     folder = args.workflow.resolve().parent
 
@@ -234,6 +295,7 @@ def run(args: argparse.Namespace, bars: Bars) -> None:
         inputs=args.input or (Path.cwd(), folder, folder.parent / "media"),
         models=args.models or default_models(),
         overrides=args.set,
+        model=args.model,
         device=args.device,
         dtype=args.dtype,
         progress=bars,
@@ -328,8 +390,13 @@ def parser() -> argparse.ArgumentParser:
     device.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     device.add_argument("--dtype", default="auto", help="auto (default: bf16, on the CPU fp32), bf16 or fp32")
     model = argparse.ArgumentParser(add_help=False, parents=[device])
-    model.add_argument("--model", type=Path, required=True, metavar="PATH", help="checkpoint, such as models/Lance_3B")
-
+    model.add_argument(
+        "--model",
+        type=Path,
+        default=Path(BUILT_IN),
+        metavar="PATH",
+        help=f"checkpoint, such as models/Lance_3B (default: {BUILT_IN}, the built-in toy)",
+    )
     model.add_argument(
         "--weights",
         choices=("auto", *FORMATS),
@@ -347,6 +414,16 @@ def parser() -> argparse.ArgumentParser:
         "--compile", action="store_true", dest="compiled", help="compile the layers: slow to start, then faster"
     )
 
+    adapted = argparse.ArgumentParser(add_help=False)
+    adapted.add_argument(
+        "--lora",
+        type=parse_lora,
+        action="append",
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="change the model by a LoRA, such as style.safetensors:0.8 (default: 1); may be repeated",
+    )
+
     buckets = argparse.ArgumentParser(add_help=False)
     buckets.add_argument(
         "--resolution",
@@ -360,7 +437,9 @@ def parser() -> argparse.ArgumentParser:
     writing.add_argument("--fps", type=float, default=VIDEO_FPS, help="frames per second of an MP4 (default: 12)")
     writing.add_argument("--tile", type=int, metavar="ROWS", help="decode in tiles of so many latent rows: less memory")
 
-    one = commands.add_parser("understand", parents=[model, buckets], help="answer a question about pictures or clips")
+    one = commands.add_parser(
+        "understand", parents=[model, adapted, buckets], help="answer a question about pictures or clips"
+    )
     one.add_argument("questions", nargs="+", metavar="QUESTION", help="several are answered one by one, each by itself")
     one.add_argument("--media", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
     one.add_argument("--system", help="system prompt instead of the official one")
@@ -371,12 +450,16 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(command=understand)
 
-    one = commands.add_parser("generate", parents=[model, painting, buckets, writing], help="paint a picture or a clip")
+    one = commands.add_parser(
+        "generate", parents=[model, adapted, painting, buckets, writing], help="paint a picture or a clip"
+    )
     one.add_argument("prompt", metavar="PROMPT")
     one.add_argument("--first-frame", type=Path, metavar="IMAGE", help="picture with which the clip begins")
     one.set_defaults(command=generate)
 
-    one = commands.add_parser("edit", parents=[model, painting, buckets, writing], help="change a picture or a clip")
+    one = commands.add_parser(
+        "edit", parents=[model, adapted, painting, buckets, writing], help="change a picture or a clip"
+    )
     one.add_argument("instruction", metavar="INSTRUCTION")
     one.add_argument("--media", type=Path, action="append", required=True, metavar="FILE", help="may be repeated")
     one.add_argument("--task", choices=("edit", "idip"), default="edit", help="idip: paint the same subject anew")
@@ -392,8 +475,8 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("memory", parents=[model], help="say what a request needs, without loading the model")
     one.add_argument("task", choices=("generate", "edit", "understand"))
-    one.add_argument("--width", type=int, default=PICTURE_SIZE[0])
-    one.add_argument("--height", type=int, default=PICTURE_SIZE[1])
+    one.add_argument("--width", type=int, help="pixels (default: what the checkpoint knows best)")
+    one.add_argument("--height", type=int)
     one.add_argument("--frames", type=int, default=1)
     one.add_argument("--references", type=int, metavar="N", help="of that size (default: 1 where the task takes any)")
     one.add_argument("--tile", type=int, metavar="ROWS")
@@ -412,8 +495,42 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
     one.set_defaults(command=write_quantized)
 
+    one = commands.add_parser("merge", parents=[adapted], help="write a checkpoint again with LoRAs in its weights")
+    one.add_argument("source", type=Path, metavar="SRC", help="checkpoint, such as models/Lance_3B")
+    one.add_argument("folder", type=Path, metavar="DST", help="a new folder")
+    one.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is there")
+    one.set_defaults(command=write_merged)
+
+    one = commands.add_parser("convert-data", help="write a data set of media and JSONL as Parquet, or the other way")
+    one.add_argument("source", type=Path, metavar="SRC", help="a .jsonl or .parquet file, or a folder")
+    one.add_argument("folder", type=Path, metavar="DST", help="a new folder")
+    one.set_defaults(command=write_converted)
+
+    one = commands.add_parser("make-world", help="write a data set of small coloured shapes, to try training with")
+    one.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    one.add_argument("--count", type=int, default=1000, metavar="N", help="records (default: 1000)")
+    one.add_argument("--split", choices=("train", "test"), default="train", help="test: what train never shows")
+    one.add_argument("--new", metavar="NAME", help="with what nano has never seen in most of them: orange, heart")
+    one.add_argument("--format", choices=("jsonl", "parquet"), default="jsonl")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(command=write_world)
+
+    one = commands.add_parser("train", help="train a model or a LoRA, or go on with it, as a TOML file says")
+    one.add_argument("config", type=Path, metavar="CONFIG.toml")
+    one.add_argument("--plan", action="store_true", help="only say what memory it needs; nothing is loaded")
+    one.add_argument("--fresh", action="store_true", help="begin anew where the run would go on from its last state")
+    one.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
+    one.set_defaults(command=train)
+
+    one = commands.add_parser("make-nano", help="train the built-in model again, from nothing; stopped, it goes on")
+    one.add_argument("folder", type=Path, metavar="DIR", help="where the model goes; a checkpoint there is replaced")
+    one.add_argument("--work", type=Path, default=Path("nano"), metavar="DIR", help="for states (default: nano)")
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(command=make_nano)
+
     one = commands.add_parser("run", parents=[device], help="run a ComfyUI workflow in its API format")
     one.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    one.add_argument("--model", metavar="NAME", help="checkpoint instead of the workflow's: a name or a path")
     one.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="NODE: id, title or class")
     one.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="default: output")
     one.add_argument(
@@ -432,7 +549,7 @@ def parser() -> argparse.ArgumentParser:
 
 def painting_options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--width", type=int, help="pixels, a multiple of 16")
+    options.add_argument("--width", type=int, help="pixels, a multiple of 16 (default: what the checkpoint knows best)")
     options.add_argument("--height", type=int, help="pixels, a multiple of 16")
     options.add_argument("--frames", type=int, help="4k+1, up to 121; 12 are one second (default: 1, for a clip 49)")
     options.add_argument("--steps", type=int, default=Sampling.steps)

@@ -352,7 +352,9 @@ def read_clip(path: str | os.PathLike) -> tuple[Tensor, float]:
         return _to_frames([_frame_pixels(frame, width, height) for frame in frames]), index.fps
 
 
-def read_media(path: str | os.PathLike) -> tuple[Tensor, Literal["image", "video"]]:
+def read_media(
+    path: str | os.PathLike, *, max_seconds: float = MAX_SECONDS
+) -> tuple[Tensor, Literal["image", "video"]]:
     """The frames of a picture or a clip, as `read_image` or `read_video` gives them, and which of the two it is."""
     path = _existing(path)
     with _reading(path, PICTURE_ERRORS):
@@ -362,7 +364,7 @@ def read_media(path: str | os.PathLike) -> tuple[Tensor, Literal["image", "video
                 is_image = not _is_animation(image)
             if is_image:
                 return read_image(path), "image"
-    return read_video(path), "video"
+    return read_video(path, max_seconds=max_seconds), "video"
 
 
 @contextmanager

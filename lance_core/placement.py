@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import RLock
 
 import torch
@@ -124,6 +124,16 @@ class Placement:
             return False
         return True
 
+    def shared(self, transformer: nn.Module, extra: int) -> Placement:
+        """A placement of the same pieces for a model that has these weights, and `extra` bytes on the device, too."""
+        if self.budget is None:
+            return self
+        used = modules_of(transformer)
+        parts = {label: replace(part, **used.get(label, {})) for label, part in self.parts.items()}
+        placement = Placement(parts, self.device, self.budget - extra)
+        placement._lock = self._lock
+        return placement
+
     @property
     def streams(self) -> bool:
         """Whether weights come while layers run, by hooks on them, so that what runs must not be one recorded graph."""
@@ -210,9 +220,14 @@ def model_parts(
     pieces: dict[str, list[Piece]] = defaultdict(list)
     for (label, _), group in sorted(groups.items()):
         pieces[label].append(Piece(group, present))
+    used = modules_of(transformer)
+    return {label: Part(group, **used.get(label, {})) for label, group in pieces.items()}
+
+
+def modules_of(transformer: nn.Module) -> dict[str, dict[str, object]]:
+    """The modules that the parts of a transformer belong to, as `Part` takes them, by part."""
     model = transformer.language_model.model
-    extra = {label: {"layers": list(model.layers)} for label in EXPERTS} | {"embedding": {"table": model.embed_tokens}}
-    return {label: Part(group, **extra.get(label, {})) for label, group in pieces.items()}
+    return {label: {"layers": list(model.layers)} for label in EXPERTS} | {"embedding": {"table": model.embed_tokens}}
 
 
 def part_of(name: str) -> tuple[str, int]:

@@ -194,6 +194,22 @@ def dequantize(packed: Packed, format: str, inputs: int, dtype: torch.dtype, pai
     return weight.to(dtype).mul_(scale)
 
 
+class FrozenProduct(torch.autograd.Function):
+    """What a quantised layer computes, where the gradient of its input is needed; of its weight there is none.
+
+    Inputs are not rounded, and between forward and backward the weight is kept as it is stored.
+    """
+
+    @staticmethod
+    def forward(context, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        context.layer = layer
+        return F.linear(x, layer.dequantized(x.dtype), layer.bias)
+
+    @staticmethod
+    def backward(context, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ context.layer.dequantized(gradient.dtype), None
+
+
 class QuantizedLinear(nn.Module):
     """A linear layer whose weight stays quantised; it computes in the dtype of its input.
 
@@ -229,6 +245,8 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` -> `[..., out]`."""
+        if x.requires_grad:
+            return FrozenProduct.apply(x, self)
         tokens = x.shape[:-1].numel()
         per_row = self.format not in ("int4", "nf4")
         if self.dynamic and tokens >= INT_MM_TOKENS:

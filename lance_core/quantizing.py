@@ -1,110 +1,32 @@
-"""A checkpoint written again with quantised weights, tensor by tensor: memory is needed for one of them at a time."""
+"""A checkpoint written again with quantised weights."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .checkpoint import MODEL_PREFIX, POSITION_TABLE, examine, shards
-from .errors import LanceError
-from .layout import (
-    LANGUAGE_FOLDERS,
-    VAE_WEIGHTS,
-    VISION_CONFIG,
-    VISION_WEIGHTS,
-    WEIGHTS,
-    CheckpointFiles,
-    find_checkpoint,
-    remedy_of,
-)
-from .packing import PARTS, packed_entries, stored_formats
+from .checkpoint import POSITION_TABLE
+from .packing import PARTS, packed_entries
 from .quantized import MARKER, STORED_FORMATS, check_format, marker, quantizable, quantize
-from .saving import check_replaceable, replacing_folder
-from .storage import FILE_TYPES, STORED_TYPES, Stored, fill, pieces, read_header, reading
-
-BESIDE = (  # files of the language model's folder other than its weights
-    *("llm_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
-)
-
-
-@dataclass(frozen=True)
-class Rewritten:
-    """What `quantize_checkpoint` wrote, and the bytes of the checkpoint before and after."""
-
-    folder: Path
-    before: int
-    after: int
-
-
-Entries = Mapping[str, tuple[str, tuple[int, ...]]]  # stored type and shape of tensors, by name
+from .rewriting import Entries, NewTensors, Rewritten, converted, kept_type, rewrite_checkpoint
+from .storage import STORED_TYPES, Stored, fill
 
 
 def quantize_checkpoint(source: str | Path, folder: str | Path, format: str, *, overwrite: bool = False) -> Rewritten:
-    """Writes the checkpoint at `source` (see `find_checkpoint`) into `folder`, its decoder's projections quantised.
+    """`rewrite_checkpoint` with the decoder's projections quantised, and without the position table, a computed one.
 
-    The folder has the release's layout; the other files are copied, and the position table, which is computed, is left
-    out. The folder appears complete or not at all. Raises LanceError for an unknown format, a checkpoint that cannot
-    be loaded or is quantised already, a folder that holds something (with `overwrite`: more than a checkpoint) or the
-    source itself, and a disk with too little room.
+    Raises LanceError for an unknown format too.
     """
     check_format(format, STORED_FORMATS)
-    files, folder = find_checkpoint(source), Path(folder).expanduser()
-    _, contents, _ = examine(files)
-    if stored_formats(contents.language):
-        raise LanceError(f"{files.language_model} is quantised already; give the checkpoint that it was made from.")
-    parts = shards(files.language_model)
-    copies = _copies(files)
-    _check_apart(Path(source).expanduser(), [*parts, *copies], folder)
-    check_replaceable(folder, overwrite)
 
-    headers = (read_header(part, remedy_of(files, part)) for part in parts)
-    tensors = {name.removeprefix(MODEL_PREFIX): stored for header in headers for name, stored in header.items()}
-    tensors.pop(POSITION_TABLE, None)
-    entries = rewritten_entries(tensors, format)
-    before, same = (sum(path.stat().st_size for path in paths) for paths in ([*parts, *copies], copies))
-    _check_room(folder, same + sum(_size(entry) for entry in entries.values()))
-    with replacing_folder(folder, overwrite) as fresh:
-        language = fresh / LANGUAGE_FOLDERS[files.variant]
-        language.mkdir(parents=True)
-        write_tensors(language / WEIGHTS, entries, rewritten(tensors, format))
-        for path, name in copies.items():
-            (fresh / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, fresh / name)
-    return Rewritten(folder, before, same + (folder / LANGUAGE_FOLDERS[files.variant] / WEIGHTS).stat().st_size)
+    def rewrite(tensors: Mapping[str, Stored]) -> tuple[Entries, NewTensors]:
+        needed = {name: stored for name, stored in tensors.items() if name != POSITION_TABLE}
+        return rewritten_entries(needed, format), rewritten(needed, format)
 
-
-def _copies(files: CheckpointFiles) -> dict[Path, str]:
-    """The files that are copied, and their names in the new folder."""
-    own = {files.folder / name: f"{LANGUAGE_FOLDERS[files.variant]}/{name}" for name in BESIDE}
-    vae = VAE_WEIGHTS if files.vae is None or files.vae.suffix == ".pth" else "Wan2.2_VAE.safetensors"
-    shared = {files.vision: VISION_WEIGHTS, files.vision_config: VISION_CONFIG, files.vae: vae}
-    return {path: name for path, name in (own | shared).items() if path is not None and path.is_file()}
-
-
-def _check_apart(source: Path, paths: Iterable[Path], folder: Path) -> None:
-    """Refuses a folder inside the source, or one whose replacement would remove files of the source."""
-    target, origin = folder.resolve(), source.resolve()
-    inside = origin.is_dir() and (target == origin or origin in target.parents)
-    if inside or any(target in path.resolve().parents for path in paths):
-        raise LanceError(f"{folder} is where the checkpoint itself is; name a folder apart from {source}.")
-
-
-def _check_room(folder: Path, size: int) -> None:
-    place = next(parent for parent in folder.absolute().parents if parent.is_dir())
-    if (free := shutil.disk_usage(place).free) < size:
-        raise LanceError(
-            f"{folder} needs {size / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free; free some, or name a folder"
-            " on another disk."
-        )
+    return rewrite_checkpoint(source, folder, rewrite, overwrite)
 
 
 def rewritten_entries(tensors: Mapping[str, Stored], format: str) -> Entries:
@@ -112,7 +34,7 @@ def rewritten_entries(tensors: Mapping[str, Stored], format: str) -> Entries:
     layers = {name.removesuffix(".weight"): format for name in tensors if quantizable(name)}
     packed = packed_entries({name: stored.shape for name, stored in tensors.items()}, layers)
     markers = {layer + MARKER: ("U8", tuple(marker(format).shape)) for layer in layers}
-    kept = {name: (_kept_type(stored), stored.shape) for name, stored in tensors.items() if not quantizable(name)}
+    kept = {name: (kept_type(stored), stored.shape) for name, stored in tensors.items() if not quantizable(name)}
     return kept | packed | markers
 
 
@@ -127,37 +49,5 @@ def rewritten(tensors: Mapping[str, Stored], format: str) -> Iterator[tuple[str,
             yield from ((f"{layer}.{part}", [tensor]) for part, tensor in zip(PARTS, packed))
             yield layer + MARKER, [marker(format)]
         else:
-            dtype = STORED_TYPES[_kept_type(stored)]
+            dtype = STORED_TYPES[kept_type(stored)]
             yield name, converted(stored, dtype)
-
-
-def converted(stored: Stored, dtype: torch.dtype) -> Iterator[Tensor]:
-    """A stored tensor in that dtype, in flat pieces."""
-    with reading(stored.file) as file:
-        for piece in pieces(file, stored):
-            yield piece.to(dtype)
-
-
-def _kept_type(stored: Stored) -> str:
-    return stored.dtype if stored.dtype in STORED_TYPES else "BF16"  # bf16: what GGUF has in fewer bits
-
-
-def write_tensors(path: Path, entries: Entries, tensors: Iterable[tuple[str, Iterable[Tensor]]]) -> None:
-    """Writes a safetensors file from tensors that come in any order, each in pieces."""
-    header, offsets, end = {"__metadata__": {"format": "pt"}}, {}, 0
-    for name, entry in sorted(entries.items(), key=lambda item: (-FILE_TYPES[item[1][0]].itemsize, item[0])):
-        offsets[name], end = end, end + _size(entry)
-        header[name] = {"dtype": entry[0], "shape": entry[1], "data_offsets": [offsets[name], end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that every number lies where its type needs it
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name, parts in tensors:
-            file.seek(8 + len(text) + offsets[name])
-            for piece in parts:
-                file.write(piece.contiguous().view(torch.uint8).numpy())
-
-
-def _size(entry: tuple[str, tuple[int, ...]]) -> int:
-    type, shape = entry
-    return prod(shape) * FILE_TYPES[type].itemsize

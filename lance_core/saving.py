@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .adapters import LoraLinear
 from .checkpoint import POSITION_TABLE, VISION_PREFIX, Lance
-from .config import MAX_LATENT_FRAMES, MAX_LATENT_SIDE, TextConfig
+from .config import MAX_LATENT_FRAMES, MAX_LATENT_SIDE, LanceConfig
 from .errors import LanceError
 from .layout import LANGUAGE_FOLDERS, VAE_NAMES, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
 from .quantized import QuantizedLinear
@@ -36,7 +37,7 @@ def save_checkpoint(
 
     tokenizer_specification: the contents of `tokenizer.json`. dtype: that of the stored weights; the VAE's are float32,
     as in the release. The folder appears complete or not at all. Raises LanceError where it holds something already;
-    with `overwrite`, only where that is more than a checkpoint; and for quantised weights.
+    with `overwrite`, only where that is more than a checkpoint; for quantised weights, and for LoRAs beside them.
     """
     _check_dense(lance)
     folder = Path(folder).expanduser()
@@ -88,19 +89,21 @@ def _held(folder: Path) -> set[str]:
 def _check_dense(lance: Lance) -> None:
     if any(isinstance(module, QuantizedLinear) for module in lance.transformer.modules()):
         raise LanceError("quantised weights cannot be saved again: write them with `python -m lance_core quantize`.")
+    if any(isinstance(module, LoraLinear) for module in lance.transformer.modules()):
+        raise LanceError("LoRAs are not saved with a model: merge them with `python -m lance_core merge`.")
 
 
 def _write(root: Path, lance: Lance, specification: str, variant: str, dtype: torch.dtype) -> None:
     language_folder, vision_folder = root / LANGUAGE_FOLDERS[variant], root / VISION_FOLDER
     language_folder.mkdir(parents=True)
     vision_folder.mkdir()
-    text, vision = lance.config.text, lance.config.vision
+    vision = lance.config.vision
 
     vision_tensors = _tensors(lance.vision, dtype)
     tensors = _tensors(lance.transformer, dtype)
     frames = MAX_LATENT_FRAMES if variant == "video" else 1
     ids = torch.arange(frames * MAX_LATENT_SIDE**2)
-    tensors[POSITION_TABLE] = latent_position_rows(ids, text.hidden_size, dtype)
+    tensors[POSITION_TABLE] = latent_position_rows(ids, lance.config.text.hidden_size, dtype)
     if variant == "video":
         tensors.update({VISION_PREFIX + name: tensor for name, tensor in vision_tensors.items()})
     save_file(tensors, language_folder / WEIGHTS)
@@ -109,7 +112,7 @@ def _write(root: Path, lance: Lance, specification: str, variant: str, dtype: to
 
     vision_values = {**asdict(vision), "in_chans": vision.in_channels, "model_type": "qwen2_5_vl"}
     _write_json(vision_folder / "config.json", vision_values)
-    _write_json(language_folder / "llm_config.json", _llm_values(text, vision_values, lance.tokenizer))
+    _write_json(language_folder / "llm_config.json", _llm_values(lance.config, vision_values, lance.tokenizer))
     end = lance.tokenizer.special(IM_END)
     _write_json(language_folder / "generation_config.json", {"do_sample": False, "eos_token_id": end})
     _write_tokenizer(language_folder, specification)
@@ -119,8 +122,8 @@ def _tensors(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: p.detach().to("cpu", dtype).contiguous() for name, p in module.named_parameters()}
 
 
-def _llm_values(text: TextConfig, vision_values: dict, tokenizer: Tokenizer) -> dict:
-    values = asdict(text)
+def _llm_values(config: LanceConfig, vision_values: dict, tokenizer: Tokenizer) -> dict:
+    values = asdict(config.text)
     sections = values.pop("mrope_section")
     values.pop("tokens_per_second")
     return {
@@ -134,7 +137,8 @@ def _llm_values(text: TextConfig, vision_values: dict, tokenizer: Tokenizer) -> 
         "vision_end_token_id": tokenizer.special(VISION_END),
         "video_token_id": tokenizer.special(VIDEO_PAD),
         "eos_token_id": tokenizer.special(IM_END),
-        "vision_config": {**vision_values, "tokens_per_second": text.tokens_per_second},
+        "vision_config": {**vision_values, "tokens_per_second": config.text.tokens_per_second},
+        "resolutions": asdict(config.resolutions),
     }
 
 

@@ -173,25 +173,34 @@ def shift_references(positions: Tensor, segments: Items[Segment]) -> Tensor:
     return positions
 
 
+def shortened(sequence: Sequence, roles: Items[Role], tokens_per_second: int) -> Sequence:
+    """The sequence without the segments of these roles, with the positions of a sequence that never had them."""
+    kept = [segment for segment in sequence.segments if segment.role not in roles]
+    segments, cursor = [], 0
+    for segment in kept:
+        n = segment.end - segment.start
+        segments.append(replace(segment, start=cursor, end=cursor + n))
+        cursor += n
+    positions = shift_references(rotary_positions(segments, tokens_per_second), segments)
+    return Sequence(sequence.ids[_columns(kept)], positions, tuple(segments))
+
+
 def unconditional(sequence: Sequence, tokens_per_second: int) -> Sequence:
     """The sequence of the unconditional branch: the caption's tokens are gone, all else stays.
 
     As in the official cached loop, what stays before the target keeps the position that it has in the conditional
     sequence, and the target stands where the shortened sequence would put it.
     """
+    short = shortened(sequence, ("caption",), tokens_per_second)
     kept = [segment for segment in sequence.segments if segment.role != "caption"]
-    columns = torch.cat([torch.arange(segment.start, segment.end) for segment in kept])
-    segments, cursor = [], 0
-    for segment in kept:
-        n = segment.end - segment.start
-        segments.append(replace(segment, start=cursor, end=cursor + n))
-        cursor += n
-    positions = sequence.positions[:, columns].clone()
-    shortened = shift_references(rotary_positions(segments, tokens_per_second), segments)
-    for segment in segments:
-        if segment.role == "noise":
-            positions[:, segment.start : segment.end] = shortened[:, segment.start : segment.end]
-    return Sequence(sequence.ids[columns], positions, tuple(segments))
+    positions = sequence.positions[:, _columns(kept)].clone()
+    for segment in short.find("noise"):
+        positions[:, segment.start : segment.end] = short.positions[:, segment.start : segment.end]
+    return replace(short, positions=positions)
+
+
+def _columns(segments: Items[Segment]) -> Tensor:
+    return torch.cat([torch.arange(segment.start, segment.end) for segment in segments])
 
 
 def prefix_length(sequence: Sequence) -> int:

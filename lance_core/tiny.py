@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,24 +54,30 @@ SPECIAL_TOKENS = tuple(
 )
 
 
-def tokenizer_specification(vocab_size: int = 512) -> str:
-    """A `tokenizer.json` in the form of Qwen2's: byte pairs merged in the system prompts, then the special tokens.
+def official_prompts() -> list[str]:
+    """The system prompts of all tasks."""
+    tasks = ("generate", "edit", "idip", "understand")
+    return [TEXT_ONLY, *dict.fromkeys(system_prompt(task, kind) for task in tasks for kind in ("image", "video"))]
 
-    vocab_size: the most tokens it may have beside the special ones; at least the 256 bytes.
+
+def tokenizer_specification(vocab_size: int = 512, texts: Iterable[str] | None = None, words: str = WORDS) -> str:
+    """A `tokenizer.json` in the form of Qwen2's: byte pairs merged in texts, then the special tokens.
+
+    vocab_size: the most tokens it may have beside the special ones; at least the 256 bytes. texts: by default the
+    system prompts. words: a pattern of the pieces inside which bytes are merged.
     """
     tokenizer = FastTokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    words = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    pieces = pre_tokenizers.Split(Regex(words), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tasks = ("generate", "edit", "idip", "understand")
-    prompts = [system_prompt(task, kind) for task in tasks for kind in ("image", "video")]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator([TEXT_ONLY, "system\nuser\nassistant\n", *prompts], trainer)
+    texts = official_prompts() if texts is None else texts
+    tokenizer.train_from_iterator(["system\nuser\nassistant\n", *texts], trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer.to_str()
 

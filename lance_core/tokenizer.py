@@ -22,6 +22,7 @@ class Tokenizer:
 
     def __init__(self, specification: str):
         """specification: the contents of a `tokenizer.json`."""
+        self.specification = specification
         self._full = FastTokenizer.from_str(specification)
         self._text = FastTokenizer.from_str(json.dumps({**json.loads(specification), "added_tokens": []}))
 

@@ -258,9 +258,12 @@ class WanVAE(nn.Module):
         *,
         tile: int | None = None,
         device: torch.device | str | None = None,
+        clamped: bool = True,
         on_chunk: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Raw latent `[B, 48, T, h, w]` -> frames `[B, 3, 4(T-1)+1, 16h, 16w]`, clamped to -1..1.
+
+        clamped: not when training, for what is clamped learns nothing.
 
         tile: the largest side, in latent rows and columns (at least 2), of tiles that are decoded one after the other;
         None decodes whole frames. The attention in the middle of the decoder sees whole frames either way, and a tile
@@ -291,7 +294,7 @@ class WanVAE(nn.Module):
             for done, (x, moment) in enumerate(zip(starts, clip(t)), start=1):
                 for frame in self.decoder.finish(x, moment, windows):
                     pixels = rearrange(frame, "b (c r q) h w -> b c (h q) (w r)", q=q, r=q)
-                    target[:, :, number] = pixels.clamp(-1.0, 1.0)
+                    target[:, :, number] = pixels.clamp(-1.0, 1.0) if clamped else pixels
                     number += 1
                 if on_chunk:
                     on_chunk(index * t + done, len(tiles) * t)

@@ -1,0 +1,82 @@
+"""A run as a file describes it: the model, the data, and the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+from ..checkpoint import Lance, load_lance, resolve_device
+from ..errors import LanceError
+from .config import TrainConfig, read_config
+from .examples import Example, Examples
+from .needed import needed
+from .parallel import first, own_device
+from .trainer import Result, train
+
+CACHE = "latents"  # in the run's folder
+
+
+OnProgress = Callable[[int, int, dict[str, float]], None]
+
+
+def train_from(
+    path: str | Path, on_step: OnProgress | None = None, *, fresh: bool = False, device: str = "auto"
+) -> Result:
+    """Trains as a TOML file says (see `config`); otherwise as `train`, but for on_step(step, steps, values).
+
+    Of several processes one calls on_step.
+    """
+    needed("accelerate")
+    config = read_config(path)
+    if not (config.data or config.small_world):
+        raise LanceError(f"{path}: there is no data: add a [[data]] with a path, or with small_world = true.")
+    lance = load_model(config, device)
+
+    def told(step: int, values: dict[str, float]) -> None:
+        if on_step is not None and first():
+            on_step(step, config.train.steps, values)
+
+    return train(config, lance, open_examples(config, lance), told, fresh=fresh)
+
+
+def plan_of(path: str | Path) -> str:
+    """What the run of that file needs in memory, as a table."""
+    from .plan import training_plan
+
+    return training_plan(read_config(path))
+
+
+def load_model(config: TrainConfig, device: str = "auto") -> Lance:
+    """The model to train: in float32 with "full"; the frozen base of a LoRA in the precision of the computation."""
+    chosen = resolve_device(own_device(device))
+    dtype = "fp32" if config.train.method == "full" else config.train.precision
+    if dtype == "auto" and chosen.type != "cuda":
+        dtype = "fp32"
+    return load_lance(config.model.checkpoint, device=chosen, dtype=dtype)
+
+
+def open_examples(config: TrainConfig, lance: Lance) -> Examples:
+    """All data of the run together."""
+    sources: list[tuple[float, Examples]] = []
+    if config.data:
+        from .data import open_data
+
+        opened = open_data(config.data, lance, seed=config.seed, cache=config.output / CACHE)
+        sources.append((sum(entry.weight for entry in config.data), opened))
+    if config.small_world:
+        from ..world.nano import world_examples
+
+        sources.append((config.small_world, world_examples(lance, seed=config.seed)))
+    return sources[0][1] if len(sources) == 1 else Either(config.seed, *zip(*sources))
+
+
+class Either:
+    """Examples of several sources, each as often as its weight says."""
+
+    def __init__(self, seed: int, weights: tuple[float, ...], sources: tuple[Examples, ...]):
+        self.seed, self.weights, self.sources = seed, weights, sources
+
+    def __getitem__(self, index: int) -> Example | None:
+        (source,) = Random(f"{self.seed} {index}").choices(self.sources, self.weights)
+        return source[index]

@@ -1,0 +1,138 @@
+"""Several processes, each with all weights (accelerate's DDP) or a share of them (torch's FSDP2).
+
+A process learns from torchrun's or `accelerate launch`'s environment that it is one of several.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Container, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LanceError
+from ..transformer import Run
+from .config import TrainConfig
+from .needed import needed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def own_device(device: str = "auto") -> str:
+    """The device of this process: each of several on one machine has a GPU of its own."""
+    if device == "auto" and processes() > 1 and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device
+
+
+def accelerator_of(config: TrainConfig, device: torch.device) -> Accelerator:
+    """The engine for a model on that device, with this process joined to the others."""
+    accelerate = needed("accelerate")
+    if config.train.shard and processes() == 1:
+        raise LanceError("train.shard needs several processes: start them with torchrun, or set it to false.")
+    accelerate.state.AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    return accelerate.Accelerator(
+        cpu=device.type == "cpu",
+        device_placement=False,
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_steps=config.train.accumulate,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def sharded(trainee: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> nn.Module:
+    """The trainee with its weights dealt out to all processes, which come together a layer at a time when needed.
+
+    By torch's own `fully_shard`, for accelerate has it on GPUs alone. Weights and gradients stay float32.
+    """
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        raise LanceError("train.shard needs torch 2.6 or newer: update torch, or set it to false.") from None
+    from torch.distributed.device_mesh import init_device_mesh
+
+    register_run()
+    inside = {module for layer in layers for module in layer.modules()}
+    for layer in layers:
+        layer.register_forward_hook(partial(use_in_layer, places_of(layer)))
+    trainee.register_forward_hook(partial(use_in_loss, places_of(trainee, inside)))
+    mesh = init_device_mesh(device.type, (processes(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(trainee, mesh=mesh)
+
+
+def places_of(module: nn.Module, without: Container[nn.Module] = ()) -> list[tuple[nn.Module, str]]:
+    """Where a module's trained weights are, but for those of some of its modules."""
+    owners = [owner for owner in module.modules() if owner not in without]
+    return [
+        (owner, name)
+        for owner in owners
+        for name, weight in owner.named_parameters(recurse=False)
+        if weight.requires_grad
+    ]
+
+
+def nothing_of(places: list[tuple[nn.Module, str]]) -> Tensor | float:
+    """0, which depends on each of these weights.
+
+    Processes add up the gradients of a group of weights together. Where one process's batch had no use for some of
+    them, as pictures for a question about none, the others would wait for it for ever.
+    """
+    return 0 * sum(getattr(owner, name).flatten()[0] for owner, name in places)
+
+
+def use_in_layer(places: list[tuple[nn.Module, str]], layer: nn.Module, args: Any, runs: list[Run]) -> list[Run]:
+    nothing = nothing_of(places)  # to every stream: of the last layer's a loss may use any one
+    return [replace(run, streams=tuple(x + nothing for x in run.streams)) for run in runs]
+
+
+def use_in_loss(places: list[tuple[nn.Module, str]], trainee: nn.Module, args: Any, losses: dict[str, Tensor]) -> dict:
+    return {**losses, "loss": losses["loss"] + nothing_of(places)}
+
+
+def register_run() -> None:
+    """Lets FSDP2 find the tensors in what the layers take and give, to know when their weights are needed."""
+    from torch.utils import _pytree
+
+    if Run not in _pytree.SUPPORTED_NODES:
+        _pytree.register_pytree_node(
+            Run,
+            lambda run: ([run.streams, run.cos, run.sin], run.attend),
+            lambda values, attend: Run(*values, attend),
+        )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor, which is all of it where nothing is sharded."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def like(weight: Tensor, share: Tensor) -> Tensor:
+    """A share as a tensor that is distributed as that weight is, on its device."""
+    share = share.to(weight.device)
+    if not hasattr(weight, "to_local"):
+        return share
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        share, weight.device_mesh, weight.placements, run_check=False, shape=weight.shape, stride=weight.stride()
+    )

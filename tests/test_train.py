@@ -1,0 +1,371 @@
+"""The training engine: that it learns, that nothing is lost, and that it says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lance_core.__main__ import main
+from lance_core.errors import LanceError
+from lance_core.media import write_png
+from lance_core.stages import load_lance
+from lance_core.tiny import make_tiny
+from lance_core.train.batches import Batches, Share
+from lance_core.train.config import Saving, Training, read_config
+from lance_core.train.learner import Learner, recomputed
+from lance_core.train.parallel import accelerator_of
+from lance_core.train.schedule import decay, learning_rate
+from lance_core.train.trainer import batches_of, train
+from tests.training_run import STEPS, Handful, configuration, small_lance
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = "model/Lance_3B/model.safetensors"
+
+
+def run(output: Path, **options):
+    return train(configuration(output, **options), small_lance(), Handful())
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / WEIGHTS)
+
+
+def same(a: Path, b: Path) -> bool:
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def process(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
+    command = [sys.executable, *(launcher or ("-m", "tests.training_run")), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    run(output)
+    return output
+
+
+def test_learns_a_handful_by_heart(tmp_path):
+    lance = small_lance()
+    config = configuration(tmp_path, steps=60, tokens=400, learning_rate=1e-2, log_every=10, every=100)
+    told = []
+    result = train(config, lance, Handful(), lambda step, values: told.append((step, values["loss"])))
+    assert [step for step, _ in told] == [10, 20, 30, 40, 50, 60] and result.step == 60
+    assert told[-1][1] < 0.7 * told[0][1]
+    # What is kept is the average, in the model and on disk alike.
+    saved = load_lance(result.path, dtype="fp32")
+    for (name, weight), (_, kept) in zip(lance.transformer.named_parameters(), saved.transformer.named_parameters()):
+        assert torch.equal(weight, kept), name
+
+
+def test_ends_at_any_moment_lose_nothing(tmp_path, uninterrupted):
+    """Killed twice, wherever it is after a step was told, and then finished."""
+    for last in ("3", "5"):
+        with process(tmp_path) as running:
+            for line in running.stdout:
+                if line.strip() == last:
+                    running.send_signal(signal.SIGKILL)
+        assert running.returncode == -signal.SIGKILL
+    assert len(losses(tmp_path)) < STEPS
+    run(tmp_path)
+    assert same(tmp_path, uninterrupted) and losses(tmp_path) == losses(uninterrupted)
+
+
+def test_half_written_states_are_ignored(tmp_path, uninterrupted):
+    stop_after(tmp_path, 3)
+    half = tmp_path / "checkpoints" / ".step_00000008.part"
+    half.mkdir()
+    (half / "tensors_00000.safetensors").write_bytes(b"half")
+    run(tmp_path)
+    assert same(tmp_path, uninterrupted) and not half.exists()
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_00000006", "step_00000008"]
+
+
+def stop_after(output: Path, last: int, **options) -> None:
+    def on_step(step: int, values: dict[str, float]) -> None:
+        if step == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=f"stopped after step {last} of {STEPS}"):
+        train(configuration(output, every=100, **options), small_lance(), Handful(), on_step)
+
+
+def test_ctrl_c_saves_the_step_it_is_in(tmp_path, uninterrupted):
+    def on_step(step: int, values: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step"):
+        train(configuration(tmp_path, every=100), small_lance(), Handful(), on_step)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert (tmp_path / "checkpoints" / "step_00000003").is_dir()
+    run(tmp_path)
+    assert same(tmp_path, uninterrupted)
+
+
+def test_a_full_disk_leaves_the_state_before(tmp_path, uninterrupted):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        if step == 3:  # states are larger than this from here on
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+
+    try:
+        with pytest.raises(LanceError, match=r"step_00000004 cannot be written \(.*step_00000002 is safe"):
+            train(configuration(tmp_path), small_lance(), Handful(), on_step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
+    run(tmp_path)
+    assert same(tmp_path, uninterrupted)
+
+
+def test_another_run_does_not_go_on(tmp_path):
+    stop_after(tmp_path, 1)
+    with pytest.raises(LanceError, match=r"train.parts.2 = 'vision' and the configuration says 'absent'.*--fresh"):
+        run(tmp_path, parts=("understanding", "generation"))
+    run(tmp_path, steps=2, learning_rate=1e-4)
+    config = configuration(tmp_path, steps=2, parts=("generation",))
+    assert train(config, small_lance(), Handful(), fresh=True).step == 2
+
+
+def test_only_the_parts_named_change(tmp_path):
+    before = small_lance()
+    lance = small_lance()
+    train(configuration(tmp_path, steps=2, parts=("generation",), every=100), lance, Handful())
+    for (name, old), (_, new) in zip(before.transformer.named_parameters(), lance.transformer.named_parameters()):
+        of_generation = "_moe_gen" in name or name.startswith(("time_embedder", "vae2llm", "llm2vae"))
+        assert of_generation or torch.equal(old, new), name
+    assert not torch.equal(before.transformer.llm2vae.weight, lance.transformer.llm2vae.weight)
+
+
+def gradients(tmp_path: Path, *, recompute: bool) -> dict[str, torch.Tensor]:
+    config, lance = configuration(tmp_path, tokens=300), small_lance()
+    accelerator = accelerator_of(config, lance.device)
+    learner = Learner(config, lance, accelerator)
+    batch = batches_of(config, lance, Handful(), accelerator, 0, 0).draw().batch
+    if recompute:
+        with recomputed(lance):
+            learner.module(batch)["loss"].backward()
+    else:
+        learner.module(batch)["loss"].backward()
+    return {name: weight.grad for name, weight in learner.weights.items() if weight.grad is not None}
+
+
+def test_checkpointing_gives_the_same_gradients(tmp_path):
+    kept, again = gradients(tmp_path, recompute=False), gradients(tmp_path, recompute=True)
+    assert kept.keys() == again.keys() and len(kept) > 20
+    for name in kept:
+        torch.testing.assert_close(again[name], kept[name])
+
+
+def test_bf16_computes_coarsely_and_keeps_weights_fine(tmp_path, uninterrupted):
+    lance = small_lance()
+    train(configuration(tmp_path, precision="bf16"), lance, Handful())
+    assert {weight.dtype for weight in lance.transformer.parameters()} == {torch.float32}
+    assert losses(tmp_path) != losses(uninterrupted)
+    assert losses(tmp_path) == pytest.approx(losses(uninterrupted), rel=0.05)
+
+
+def test_weights_too_coarse_to_be_trained_are_refused(tmp_path):
+    lance = small_lance()
+    lance.transformer.bfloat16()
+    with pytest.raises(LanceError, match="is torch.bfloat16, too coarse to be trained"):
+        train(configuration(tmp_path), lance, Handful())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_do_what_one_does(tmp_path):
+    """With all weights each and with half of them each, where one paints and the other answers; and going on."""
+    one, two, shared = (tmp_path / name for name in ("one", "two", "shared"))
+    run(one, accumulate=2)
+    runs = f"{two} , {shared} shard=1 stop=5 , {shared} shard=1"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training_run")
+    with process(*runs.split(), launcher=launcher) as running:
+        running.communicate()
+    assert running.returncode == 0
+    for other in (two, shared):
+        assert losses(other) == pytest.approx(losses(one), abs=2e-5)
+        for name, weight in weights(one).items():
+            torch.testing.assert_close(weights(other)[name], weight, atol=5e-4, rtol=0)
+    states = sorted((shared / "checkpoints").iterdir())
+    assert len(list(states[-1].glob("*.safetensors"))) == 2
+
+
+def test_every_process_has_its_own_examples():
+    class Numbers:
+        def __getitem__(self, index: int):
+            return None if index % 5 == 4 else index
+
+    def all_of(share: Share) -> list[list[int]]:
+        batches = Batches(Numbers(), lambda chosen, generator: chosen, lambda example: 1, 3, 0, share)
+        return [batches.draw().batch for _ in range(4)]
+
+    drawn = [number for rank in (0, 1) for batch in all_of(Share(rank, 2)) for number in batch]
+    assert len(set(drawn)) == len(drawn) == 24 and not any(number % 5 == 4 for number in drawn)
+
+
+def test_batches_fill_their_budget_and_go_on_where_they_were():
+    class Numbers:
+        def __getitem__(self, index: int) -> int:
+            return index % 7 + 1
+
+    def batches(cursor: int = 0, number: int = 0) -> Batches:
+        def pack(chosen, generator):
+            return chosen, torch.rand((), generator=generator).item()
+
+        return Batches(Numbers(), pack, lambda example: example, 8, 0, cursor=cursor, number=number)
+
+    whole = batches()
+    drawn = [whole.draw() for _ in range(6)]
+    assert all(sum(one.batch[0]) <= 8 for one in drawn) and drawn[0].batch[0] == [1, 2, 3]
+    resumed = batches(drawn[2].cursor, 3)
+    assert [resumed.draw().batch for _ in range(3)] == [one.batch for one in drawn[3:]]
+
+
+def test_data_without_one_good_record_is_an_error():
+    class Bad:
+        def __getitem__(self, index: int) -> None:
+            return None
+
+    with pytest.raises(LanceError, match="1000 records in a row"):
+        Batches(Bad(), lambda *_: None, lambda _: 1, 8, 0).draw()
+
+
+def test_schedule():
+    training = Training(steps=110, warmup=10, learning_rate=1.0, min_learning_rate=0.2)
+    assert learning_rate(training, 5) == 0.5 and learning_rate(training, 10) == 1.0
+    assert learning_rate(training, 60) == pytest.approx(0.6) and learning_rate(training, 110) == pytest.approx(0.2)
+    assert learning_rate(replace(training, schedule="constant"), 110) == 1.0
+    assert decay(replace(training, ema=0.9), 1) < 0.2 and decay(replace(training, ema=0.9), 1000) == 0.9
+
+
+def test_the_average_is_that_of_the_weights(tmp_path):
+    config, lance = configuration(tmp_path, ema=0.9), small_lance()
+    accelerator = accelerator_of(config, lance.device)
+    learner = Learner(config, lance, accelerator)
+    batches = batches_of(config, lance, Handful(), accelerator, 0, 0)
+    weight = lance.transformer.llm2vae.weight
+    expected = weight.detach().clone()
+    for step in range(1, 5):
+        learner.update(step, batches.draw)
+        expected = expected.lerp(weight.detach(), 1 - decay(config.train, step))
+    trained = weight.detach().clone()
+    with learner.averaged():
+        torch.testing.assert_close(weight.detach(), expected)
+        assert not torch.equal(weight, trained)
+    assert torch.equal(weight, trained)
+
+
+def test_a_lost_loss_ends_the_run(tmp_path):
+    lance = small_lance()
+    with torch.no_grad():
+        lance.transformer.llm2vae.weight[0, 0] = torch.nan
+    with pytest.raises(LanceError, match="not a number any more at step 1: lower train.learning_rate"):
+        train(configuration(tmp_path), lance, Handful())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+TOML = """
+output = "{folder}/run"
+[model]
+checkpoint = "{folder}/tiny"
+[train]
+method = "lora"
+steps = 3
+tokens = 300
+log_every = 1
+[lora]
+rank = 2
+[[data]]
+path = "{folder}/data"
+resolution = "native"
+[samples]
+every = 2
+prompts = ["a grey square"]
+width = 32
+height = 32
+steps = 2
+[save]
+every = 2
+"""
+
+
+def test_the_command_trains_what_a_file_says(tmp_path, capsys):
+    make_tiny(tmp_path / "tiny")
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(3):
+        write_png(torch.full((1, 32, 32, 3), number / 4), data / f"{number}.png")
+        (data / f"{number}.txt").write_text(f"a grey square, number {number}")
+    config = tmp_path / "run.toml"
+    config.write_text(TOML.format(folder=tmp_path))
+    assert main(["train", str(config)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "lora.safetensors")
+    names = load_file(tmp_path / "run" / "lora.safetensors").keys()
+    assert any(name.endswith("lora_B.weight") for name in names)
+    assert (tmp_path / "run" / "samples" / "step_000002_0.png").is_file()
+    assert len(losses(tmp_path / "run")) == 3
+    assert main(["train", str(config)]) == 0  # finished: nothing more to do
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[train]\nstepz = 3", r"\[train\] has no 'stepz': it knows method, steps, tokens"),
+        ("sead = 1", r"the top of the file has no 'sead': it knows output, seed"),
+        ("[train]\nsteps = 'many'", "train.steps is 'many': give a whole number"),
+        ("[train]\nsteps = true", "train.steps is True: give a whole number"),
+        ("[train]\nsteps = 0", "train.steps is 0: give a whole number of at least 1"),
+        ("[train]\nmethod = 'half'", "train.method is 'half': choose one of 'full', 'lora'"),
+        ("[train]\nbetas = [0.9]", r"train.betas is \[0.9\]: give a list of 2"),
+        ("[train]\nparts = ['eyes']", r"train.parts\[0\] is 'eyes': choose one of 'understanding'"),
+        ("[train]\nparts = []", "train.parts is empty"),
+        ("[train]\nmin_learning_rate = 1", "train.min_learning_rate is above train.learning_rate"),
+        ("[lora]\nrank = 4", r"\[lora\] is given but train.method is \"full\""),
+        ("[samples]\nevery = 5", "no samples.prompts or samples.questions"),
+        ("[samples]\nwidth = 100", "samples.width is 100: give a multiple of 16"),
+        ("[train]\nshard = true\n[samples]\nevery = 5\nprompts = ['x']", "samples cannot be made from sharded weights"),
+        ("[[data]]\npath = 'x'\nspeed = 3", r"\[data\[0\]\] has no 'speed'"),
+        ("[data]\npath = 'x'", r"'data' is not a list of tables: begin each with \[\[data\]\]"),
+        ("train = 3", r"'train' is not a table: begin it with \[train\]"),
+        ("[train", "it is not valid TOML"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_one_sentence(tmp_path, line, message):
+    path = tmp_path / "run.toml"
+    path.write_text(f'output = "out"\n{line}\n')
+    with pytest.raises(LanceError, match=message) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_a_file_without_output_or_that_is_missing(tmp_path):
+    with pytest.raises(LanceError, match="nothing.toml: it cannot be read"):
+        read_config(tmp_path / "nothing.toml")
+    (tmp_path / "empty.toml").write_text("seed = 1")
+    with pytest.raises(LanceError, match="there is no 'output'"):
+        read_config(tmp_path / "empty.toml")
+
+
+def test_saving_needs_sense():
+    with pytest.raises(LanceError, match="save.keep is 0"):
+        Saving(keep=0)
