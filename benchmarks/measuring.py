@@ -52,5 +52,23 @@ def table(columns: Mapping[str, Mapping[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(title: str, rows: Mapping[str, Mapping[str, object]]) -> str:
+    """A table in Markdown whose rows, by their names, have words or figures by the names of the columns."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = [[title, *names], ["---"] * (1 + len(names))]
+    lines += [[row, *(_cell(values.get(name, "")) for name in names)] for row, values in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def told(main: Callable[[], None]) -> None:
+    """Runs a script; what its user got wrong ends it with one sentence."""
+    from lance_core.errors import LanceError  # torch comes with it, which not every script wants
+
+    try:
+        main()
+    except LanceError as error:
+        sys.exit(f"Error: {error}")
+
+
 def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)

@@ -1,4 +1,4 @@
-"""What quantised weights cost in quality: `python benchmarks/quality.py [--checkpoint PATH] [--dtype fp32]`.
+"""What quantised weights cost: `python benchmarks/quality.py [--checkpoint PATH] [--accuracy COUNT] [--dtype fp32]`.
 
 Every row is the same model with its weights in another format, compared with the dense one. Errors are relative L2
 errors: of the velocity of one step from noise, of the latent after a whole sampling, and of the logits for the words of
@@ -9,6 +9,10 @@ Student's t with 4 degrees of freedom, rows whose sizes differ as exp(N(0, 0.5))
 in layers 1 % are ten times as large, and k biases of size 5, as Qwen2 has them; what a layer adds to the stream is
 small, as after training. Such a model paints and writes nothing that means anything, and its likeliest tokens are
 barely likelier than the next: a trained model keeps more of them.
+
+--accuracy also counts what is right, of so many pictures, edits and answers of the small world (`nano.py`) that are the
+same in every row, with the 95 % interval. Only a model that was trained on that world has any right: the built-in one,
+`--checkpoint nano`.
 
 "min-max" is what a rival did: 8 bits between the smallest and the largest number of every tensor, norms, embeddings and
 lm_head included.
@@ -22,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measuring import table
+from measuring import table, told
 from torch import Tensor, nn
 from workload import PROMPT, SIZES, drawn, model
 
@@ -31,8 +35,10 @@ from lance_core.checkpoint import COMPUTE_TYPES, Lance, load_lance
 from lance_core.quantized import FORMATS, quantizable, quantize_model
 from lance_core.sequence import build, context_blocks
 from lance_core.vae import normalize
+from lance_core.world import accuracy
+from lance_core.world.accuracy import Share
 
-GRID = (1, 16, 16)  # latent frames, rows and columns of the picture
+SIDE = 256  # pixels of the picture, or fewer where the model was trained on smaller ones
 WORDS = 128  # of the text that is given
 
 
@@ -47,9 +53,9 @@ class Results:
 
 
 def results(lance: Lance, steps: int) -> Results:
-    noise = drawn(1, 48, *GRID)
-    _, h, w = GRID
-    picture = {"width": 16 * w, "height": 16 * h, "noise": noise}
+    side = usual_side(lance)
+    noise = drawn(1, 48, 1, side // 16, side // 16)
+    picture = {"width": side, "height": side, "noise": noise}
     one_step = stages.generate(lance, PROMPT, steps=1, guidance=1.0, **picture)
     return Results(
         velocity=noise - normalize(one_step),
@@ -57,6 +63,11 @@ def results(lance: Lance, steps: int) -> Results:
         logits=logits(lance),
         size=sum(parameter.nbytes for parameter in lance.transformer.parameters()),
     )
+
+
+def usual_side(lance: Lance) -> int:
+    """Of a picture, in pixels."""
+    return min(SIDE, lance.config.resolutions.image.vae)
 
 
 def logits(lance: Lance) -> Tensor:
@@ -128,6 +139,20 @@ def error(own: Tensor, reference: Tensor) -> float:
     return float((own - reference).norm() / reference.norm())
 
 
+def right(lance: Lance, count: int, **sampling: object) -> dict[str, Share]:
+    """Shares of the small world's pictures and edits that are right; nothing where the count is 0."""
+    if not count:
+        return {}
+    pictures = accuracy.generation(lance, count, **sampling)["shape, colour and position"]
+    edits = accuracy.edits(lance, count, **sampling)["right, and the rest unchanged"]
+    return {"pictures right": pictures, "edits right": edits}
+
+
+def answered(lance: Lance, count: int) -> dict[str, Share]:
+    """The share of the small world's questions that are answered right; nothing where the count is 0."""
+    return {"answers right": accuracy.questions(lance, count)["answers"]} if count else {}
+
+
 def random_model(weights: str, dtype: str) -> Lance:
     source, lance = model(SIZES["a"]), model(SIZES["a"], COMPUTE_TYPES[dtype])
     realistic(source.transformer)
@@ -137,19 +162,25 @@ def random_model(weights: str, dtype: str) -> Lance:
     return lance
 
 
-def rows(load: Callable[[str, str], Lance], dtype: str, steps: int) -> dict[str, dict[str, object]]:
-    """load: a model of weights ("auto" or a format) that computes in a dtype."""
-    reference = results(load("auto", dtype), steps)
-    found = {dtype: compared(reference, reference)}
+def rows(load: Callable[[str, str], Lance], dtype: str, steps: int, count: int) -> dict[str, dict[str, object]]:
+    """load: a model of weights ("auto" or a format) that computes in a dtype. count: cases of the small world."""
+
+    def found(lance: Lance, own: Results, **corrected: object) -> dict[str, object]:
+        rightness = right(lance, count, steps=steps) | answered(lance, count)
+        return compared(own, reference) | corrected | rightness
+
+    dense = load("auto", dtype)
+    reference = results(dense, steps)
+    ways = {dtype: found(dense, reference)}
     if dtype != "bf16":
-        found["bf16"] = compared(results(load("auto", "bf16"), steps), reference)
+        half = load("auto", "bf16")
+        ways["bf16"] = found(half, results(half, steps))
     for format in FORMATS:
-        found[format] = compared(results(load(format, dtype), steps), reference)
-    lance = load("auto", dtype)
-    min_max(lance.transformer)
-    own = results(lance, steps)
-    counted = sum(parameter.numel() for parameter in lance.transformer.parameters())
-    return found | {"min-max": compared(own, reference) | {"MB": counted / 1e6}}
+        lance = load(format, dtype)
+        ways[format] = found(lance, results(lance, steps))
+    min_max(dense.transformer)
+    counted = sum(parameter.numel() for parameter in dense.transformer.parameters())
+    return ways | {"min-max": found(dense, results(dense, steps), MB=counted / 1e6)}
 
 
 def main() -> None:
@@ -158,6 +189,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of computation and reference")
     parser.add_argument("--device", default="cpu", help="of a checkpoint; random weights are on the CPU")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--accuracy", type=int, default=0, metavar="COUNT", help="also count what is right, of so many")
     args = parser.parse_args()
 
     def load(weights: str, dtype: str) -> Lance:
@@ -166,8 +198,8 @@ def main() -> None:
         return random_model(weights, dtype)
 
     with torch.no_grad():
-        print(table(rows(load, args.dtype, args.steps)))
+        print(table(rows(load, args.dtype, args.steps, args.accuracy)))
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

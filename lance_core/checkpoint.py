@@ -19,14 +19,17 @@ from .config import (
     MAX_LATENT_FRAMES,
     MAX_LATENT_SIDE,
     LanceConfig,
+    Resolutions,
     TextConfig,
     VisionConfig,
     read_json,
+    resolutions_config,
     text_config,
     vision_config,
 )
 from .errors import LanceError
 from .layout import (
+    BUILT_IN,
     LANGUAGE_FOLDERS,
     REPOSITORY,
     VAE_WEIGHTS,
@@ -163,16 +166,17 @@ def official_shapes(config: LanceConfig, vae: VAEConfig, *, variant: str) -> dic
 
 def read_config(files: CheckpointFiles) -> LanceConfig:
     """The sizes from the checkpoint's configuration files; the release's where a file is missing."""
-    text, vision = TextConfig(), VisionConfig()
+    text, vision, resolutions = TextConfig(), VisionConfig(), Resolutions()
     if files.llm_config:
         values = read_json(files.llm_config, remedy_of(files, files.llm_config))
         text = text_config(values, str(files.llm_config))
+        resolutions = resolutions_config(values, str(files.llm_config))
         if isinstance(values.get("vision_config"), dict):
             vision = vision_config(values["vision_config"], str(files.llm_config))
     if files.vision_config:
         values = read_json(files.vision_config, remedy_of(files, files.vision_config))
         vision = vision_config(values, str(files.vision_config))
-    return LanceConfig(text, vision)
+    return LanceConfig(text, vision, resolutions)
 
 
 def _differences(
@@ -305,7 +309,7 @@ def checked_tokenizer(files: CheckpointFiles, config: TextConfig) -> Tokenizer:
 
 
 def load_lance(
-    path: str | Path,
+    path: str | Path = BUILT_IN,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
@@ -314,7 +318,7 @@ def load_lance(
     memory: str | float = "auto",
     compiled: bool = False,
 ) -> Lance:
-    """The model at `path` (see `find_checkpoint`), ready for inference.
+    """The model at `path` (see `find_checkpoint`; by default the built-in one), ready for inference.
 
     device: "auto" (CUDA, else MPS, else the CPU), a name or a torch.device. dtype: "auto" (bfloat16, on the CPU
     float32), "bf16", "fp32" or a torch.dtype; it is that of the weights and of the computation. attention: "auto" or

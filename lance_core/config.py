@@ -1,12 +1,13 @@
 """Sizes of a Lance model, read from its two configuration files.
 
-Sources: `llm_config.json` and `Qwen2.5-VL-ViT/config.json` of the release (bytedance-research/Lance).
+Sources: `llm_config.json` and `Qwen2.5-VL-ViT/config.json` of the release (bytedance-research/Lance); `resolutions` in
+the former is our own, for models that were trained at other sizes than the release.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from .errors import LanceError
@@ -62,11 +63,46 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class Resolution:
+    """The side, in pixels, of the square bucket of each branch.
+
+    ratio: width to height of what is painted in it unless a size is asked for.
+    """
+
+    vae: int
+    vit: int
+    ratio: tuple[int, int] = (1, 1)
+
+
+RESOLUTIONS = {
+    "image_256res": Resolution(vae=256, vit=224),
+    "image_512res": Resolution(vae=512, vit=448),
+    "image_768res": Resolution(vae=768, vit=672),
+    "video_192p": Resolution(vae=256, vit=224, ratio=(16, 9)),
+    "video_360p": Resolution(vae=480, vit=476, ratio=(16, 9)),
+    "video_480p": Resolution(vae=640, vit=616, ratio=(16, 9)),
+}
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """Those that a model knows best, of pictures and of clips. The defaults are the release's."""
+
+    image: Resolution = RESOLUTIONS["image_768res"]
+    video: Resolution = RESOLUTIONS["video_480p"]
+
+    def of(self, frames: int) -> Resolution:
+        """That of so many frames: one is a picture."""
+        return self.image if frames == 1 else self.video
+
+
+@dataclass(frozen=True)
 class LanceConfig:
-    """Both towers of one checkpoint."""
+    """Both towers of one checkpoint, and the sizes that it was trained at."""
 
     text: TextConfig = TextConfig()
     vision: VisionConfig = VisionConfig()
+    resolutions: Resolutions = Resolutions()
 
 
 def _pick(cls, values: dict, source: str):
@@ -74,6 +110,8 @@ def _pick(cls, values: dict, source: str):
     known = {}
     for field in fields(cls):
         if field.name not in values:
+            if field.default is MISSING:
+                raise LanceError(f"{source}: '{field.name}' is missing; download the file again.")
             continue
         value = values[field.name]
         if isinstance(field.default, tuple):
@@ -117,6 +155,23 @@ def vision_config(values: dict, source: str = "config.json") -> VisionConfig:
     if config.hidden_size % config.num_heads:
         raise LanceError(f"{source}: hidden size and heads do not divide; download the file again.")
     return config
+
+
+def resolutions_config(values: dict, source: str = "llm_config.json") -> Resolutions:
+    """The sizes that the model was trained at, from the contents of `llm_config.json`.
+
+    {"resolutions": {"image": {"vae": 64, "vit": 112, "ratio": [1, 1]}, "video": {...}}}; for a kind that is absent they
+    are the release's. Raises LanceError for values that are no sizes.
+    """
+    given = values.get("resolutions", {})
+    if not isinstance(given, dict) or not all(isinstance(one, dict) for one in given.values()):
+        raise LanceError(f"{source}: 'resolutions' is {given!r}, where sizes by kind belong; download the file again.")
+    kinds = [field.name for field in fields(Resolutions) if field.name in given]
+    found = Resolutions(**{kind: _pick(Resolution, given[kind], source) for kind in kinds})
+    for ratio in (found.image.ratio, found.video.ratio):
+        if len(ratio) != 2 or min(ratio) < 1:
+            raise LanceError(f"{source}: the ratio {list(ratio)} is not a width to a height; download the file again.")
+    return found
 
 
 def read_json(path: Path, cure: str = "download it again") -> dict:

@@ -21,6 +21,9 @@ VISION_WEIGHTS = f"{VISION_FOLDER}/vit.safetensors"
 VISION_CONFIG = f"{VISION_FOLDER}/config.json"
 VAE_WEIGHTS = "Wan2.2_VAE.pth"
 SINGLE_SUFFIXES = (".safetensors", ".gguf")  # of a language model that is one file
+BUILT_IN = "nano"  # the name of the model that comes with this package
+BUILT_IN_CHOICE = f"{BUILT_IN} (built in)"  # as nodes offer it
+BUILT_IN_FOLDER = Path(__file__).with_name("nano")
 VAE_NAMES = (VAE_WEIGHTS, "Wan2.2_VAE.safetensors", "wan2.2_vae.safetensors")
 
 
@@ -41,13 +44,16 @@ class CheckpointFiles:
 def find_checkpoint(path: str | Path) -> CheckpointFiles:
     """The files of the checkpoint at `path`, of which any may be missing; nothing is opened.
 
-    `path` is a folder in the release's layout that holds one language model, a language model's folder, or a single
-    safetensors or GGUF file (its configuration and tokenizer beside it). Vision tower and VAE are looked for in the
-    language model's folder and in the one above. Raises LanceError where there is no checkpoint, or more than one.
+    `path` is a folder in the release's layout that holds one language model, a language model's folder, a single
+    safetensors or GGUF file (its configuration and tokenizer beside it), or "nano", which is the built-in model unless
+    something of that name is here. Vision tower and VAE are looked for in the language model's folder and in the one
+    above. Raises LanceError where there is no checkpoint, or more than one.
     """
     if not isinstance(path, (str, Path)):
         raise LanceError(f"the checkpoint's path is {type(path).__name__}: give the path of a folder or a file.")
     path = Path(path).expanduser()
+    if str(path) == BUILT_IN and not path.exists():
+        path = BUILT_IN_FOLDER
     if path.is_file():
         if path.suffix not in SINGLE_SUFFIXES:
             raise LanceError(f"{path} is not a checkpoint; give a .safetensors or .gguf file or a release's folder.")
@@ -121,6 +127,8 @@ def remedy_of(files: CheckpointFiles, path: Path) -> str:
 
 def remedy(files: CheckpointFiles, name: str) -> str:
     """How to get a file of the release, e.g. `tokenizer.json` of the language model or `Wan2.2_VAE.pth`."""
+    if files.folder == BUILT_IN_FOLDER:
+        return "install lance-core again"
     shared = name in (VISION_WEIGHTS, VISION_CONFIG, VAE_WEIGHTS)
     released = name if shared else f"{LANGUAGE_FOLDERS[files.variant]}/{name}"
     if files.folder.name == LANGUAGE_FOLDERS[files.variant]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 
 from . import memory
@@ -12,7 +12,7 @@ from .checks import check_whole
 from .config import LATENT_CHANNELS
 from .errors import LanceError
 from .placement import GIB, SLACK, Part, arrangement, model_parts
-from .resize import RESOLUTIONS, nearest_bucket
+from .resize import nearest_bucket, own_size
 from .sequence import Grid, Sequence, build, prefix_length, unconditional
 from .stages import ANSWERING, PAINTING, TOGETHER, target_grid, vae_of
 from .vit import FRAMES_PER_STEP
@@ -26,12 +26,13 @@ WORDS = "A picture or a clip of something, described in a sentence or two that s
 class Job:
     """task: "generate", "edit" or "understand"; the size of its result, and of its references, in pixels.
 
+    width, height: without either, the size that the checkpoint knows best.
     references: how many pictures or clips; of a generation at most one, the first frame. tile: as in `decode_video`.
     """
 
     task: str
-    width: int
-    height: int
+    width: int | None = None
+    height: int | None = None
     frames: int = 1
     references: int = 0
     tile: int | None = None
@@ -79,10 +80,11 @@ def plan(parts: dict[str, Part], phase: Phase, budget: int) -> Plan:
 
 def needs(lance: Lance, job: Job) -> Iterator[Phase]:
     """The phases of a request, in order; the model may be without data. Raises LanceError for impossible sizes."""
+    job = sized(lance, job)
     grid = target_grid(job.width, job.height, job.frames)
     check_whole("references", job.references, int(job.task == "edit"), 1 if job.task == "generate" else inf)
     dtype = lance.dtype
-    seen = seen_shape(job) if job.task != "generate" else None
+    seen = seen_shape(lance, job) if job.task != "generate" else None
     if job.task != "understand":
         vae_of(lance)
     if job.references and seen:
@@ -105,10 +107,17 @@ def needs(lance: Lance, job: Job) -> Iterator[Phase]:
     yield Phase("decode", ("vae",), memory.decoding(lance.vae, (1, LATENT_CHANNELS, *grid), dtype, job.tile))
 
 
-def seen_shape(job: Job) -> tuple[int, int, int, int]:
+def sized(lance: Lance, job: Job) -> Job:
+    """The job with the checkpoint's own size where it has none."""
+    if (job.width, job.height) != (None, None):
+        return job
+    width, height = own_size(lance.config.resolutions.of(job.frames))
+    return replace(job, width=width, height=height)
+
+
+def seen_shape(lance: Lance, job: Job) -> tuple[int, int, int, int]:
     """Pixels `[3, F, H, W]` of a reference as the vision tower sees it in the automatic resolution."""
-    name = "image_768res" if job.frames == 1 else "video_480p"
-    bucket = nearest_bucket(job.height, job.width, RESOLUTIONS[name].vit)
+    bucket = nearest_bucket(job.height, job.width, lance.config.resolutions.of(job.frames).vit)
     height, width = (side - side % VISION_MULTIPLE for side in bucket)
     return 3, job.frames + job.frames % FRAMES_PER_STEP, height, width
 

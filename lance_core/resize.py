@@ -7,7 +7,6 @@ multiples of 16. Source: the official `data/video/transforms/bucket_resize.py` a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checks import check_number
+from .config import RESOLUTIONS, Resolution
 from .errors import LanceError
 from .media import to_bytes
 
@@ -25,24 +25,6 @@ MIN_MEGAPIXELS = 0.01
 BUCKET_STEP = 16  # pixels, for the VAE and the vision tower alike
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """The side, in pixels, of the square bucket of each branch."""
-
-    vae: int
-    vit: int
-
-
-RESOLUTIONS = {
-    "image_256res": Resolution(vae=256, vit=224),
-    "image_512res": Resolution(vae=512, vit=448),
-    "image_768res": Resolution(vae=768, vit=672),
-    "video_192p": Resolution(vae=256, vit=224),
-    "video_360p": Resolution(vae=480, vit=476),
-    "video_480p": Resolution(vae=640, vit=616),
-}
-
-
 NATIVE = "native"  # what nodes and the command line call: no resizing
 RESOLUTION_CHOICES = ("auto", *RESOLUTIONS, NATIVE)
 
@@ -50,6 +32,12 @@ RESOLUTION_CHOICES = ("auto", *RESOLUTIONS, NATIVE)
 def resolution_of(choice: str) -> str | None:
     """The stages' `resolution` for one of `RESOLUTION_CHOICES`."""
     return None if choice == NATIVE else choice
+
+
+def own_size(resolution: Resolution) -> tuple[int, int]:
+    """Width and height in pixels of what a model that knows this resolution paints unless it is told otherwise."""
+    height, width = _bucket(resolution.vae, *resolution.ratio)
+    return width, height
 
 
 def _bucket(size: int, width: int, height: int) -> tuple[int, int]:

@@ -30,11 +30,19 @@ from .checks import (
     too_many,
     warn,
 )
-from .config import LATENT_CHANNELS, SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, VisionConfig
+from .config import (
+    LATENT_CHANNELS,
+    RESOLUTIONS,
+    SPATIAL_COMPRESSION,
+    TEMPORAL_COMPRESSION,
+    LanceConfig,
+    Resolution,
+    Resolutions,
+)
 from .errors import LanceError
 from .flow import Sampling
 from .request import Request, Semantic, check_length, check_widths
-from .resize import RESOLUTIONS, fit
+from .resize import fit, own_size
 from .sequence import Grid, Sequence, build, context_blocks, unconditional, visual_first
 from .shortcuts import shortened
 from .tokenizer import IM_END
@@ -67,11 +75,14 @@ OnChunk = Callable[[int, int], None]
 
 
 @torch.no_grad()
-def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "auto", kind: str = "auto") -> Semantic:
+def encode_semantic(
+    lance: Lance, frames: Tensor, *, resolution: str | Resolution | None = "auto", kind: str = "auto"
+) -> Semantic:
     """Looks at frames `[F, H, W, 3]`: what they show, for questions and edits.
 
-    resolution: a name of `RESOLUTIONS`; "auto": 768 for a picture, 480p for a clip; None: frames as they are, with
-    sides that are multiples of 28. kind: "image", "video" or "auto" (by the number of frames).
+    resolution: a name of `RESOLUTIONS`, or a Resolution; "auto": the checkpoint's own for a picture or a clip, which
+    of the release are 768 and 480p; None: frames as they are, with sides that are multiples of 28. kind: "image",
+    "video" or "auto" (by the number of frames).
     """
     if lance.vision is None:
         raise LanceError(
@@ -80,7 +91,7 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
         )
     if kind not in ("auto", "image", "video"):
         raise LanceError(f"kind is {kind!r}; give 'image', 'video' or 'auto'.")
-    frames = semantic_frames(lance.config.vision, frames, resolution)
+    frames = semantic_frames(lance.config, frames, resolution)
     pixels = normalize_pixels(frames)
     kind = frames_kind(frames) if kind == "auto" else kind
     working = partial(memory.looking, lance.vision, pixels.shape, lance.dtype)
@@ -90,24 +101,25 @@ def encode_semantic(lance: Lance, frames: Tensor, *, resolution: str | None = "a
     return Semantic(embeddings, lance.vision.grid(pixels), kind)
 
 
-def semantic_frames(vision: VisionConfig, frames: Tensor, resolution: str | None = "auto") -> Tensor:
+def semantic_frames(config: LanceConfig, frames: Tensor, resolution: str | Resolution | None = "auto") -> Tensor:
     """The frames `[F, H, W, 3]` that `encode_semantic` hands to the vision tower, in a size that the model knows."""
     check_frames(frames)
     if frames.shape[0] > MAX_FRAMES:
         raise too_many(frames.shape[0])
-    return resized(frames, resolution, "vit", vision.patch_size * vision.spatial_merge_size)
+    multiple = config.vision.patch_size * config.vision.spatial_merge_size
+    return resized(frames, resolution, config.resolutions, "vit", multiple)
 
 
 @torch.no_grad()
 def encode_latent(
-    lance: Lance, frames: Tensor, *, resolution: str | None = "auto", on_chunk: OnChunk | None = None
+    lance: Lance, frames: Tensor, *, resolution: str | Resolution | None = "auto", on_chunk: OnChunk | None = None
 ) -> Tensor:
     """Frames `[F, H, W, 3]` as the model paints them: a raw latent `[1, 48, T, H/16, W/16]`.
 
     resolution as in `encode_semantic`, with multiples of 16 where it is None. Frames beyond the last 4k+1 are dropped.
     on_chunk(done, total) after every latent frame; it may raise to stop.
     """
-    frames = latent_frames(frames, resolution)
+    frames = latent_frames(lance.config.resolutions, frames, resolution)
     pixels = rearrange(frames * 2 - 1, "F H W c -> 1 c F H W").to(lance.dtype)
     vae = vae_of(lance)
     working = partial(memory.encoding, vae, pixels.shape, lance.dtype)
@@ -115,10 +127,13 @@ def encode_latent(
         return vae.encode(pixels.to(lance.device), on_chunk=on_chunk)[0].float().cpu()
 
 
-def latent_frames(frames: Tensor, resolution: str | None = "auto") -> Tensor:
-    """The frames `[F, H, W, 3]` that `encode_latent` hands to the VAE: 4k+1 of them, in a size that the model knows."""
+def latent_frames(own: Resolutions, frames: Tensor, resolution: str | Resolution | None = "auto") -> Tensor:
+    """The frames `[F, H, W, 3]` that `encode_latent` hands to the VAE: 4k+1 of them, in a size that the model knows.
+
+    own: the resolutions of the checkpoint.
+    """
     check_frames(frames)
-    return resized(frames[: whole_frames(frames.shape[0])], resolution, "vae", SPATIAL_COMPRESSION)
+    return resized(frames[: whole_frames(frames.shape[0])], resolution, own, "vae", SPATIAL_COMPRESSION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,7 +283,8 @@ def generate(
 ) -> Tensor:
     """Paints a picture (frames = 1) or a clip: a raw latent `[B, 48, T, h, w]`.
 
-    width, height: pixels, multiples of 16; with a first frame they may be left out, for its size is used.
+    width, height: pixels, multiples of 16; without either, the size that the checkpoint knows best, and that of the
+    first frame where there is one.
     first_frame: a raw latent `[1 or B, 48, 1, h, w]` with which the clip begins; it stays exactly as it is.
     guidance_every, cache_threshold: shortcuts, faster and not quite exact. The unconditional branch is computed on
     every n-th guided step alone; steps are predicted while the velocity changes by no more than this share of it.
@@ -277,7 +293,7 @@ def generate(
     `[B, 48, T, h, w]`. It may raise to stop.
     """
     request = Request("generate", prompt)
-    grid = generation_grid(width, height, frames, first_frame)
+    grid = generation_grid(lance.config.resolutions, width, height, frames, first_frame)
     sampling = Sampling(steps, guidance, shift, guidance_interval, renorm, renorm_min, guidance_every, cache_threshold)
     start = initial_noise(grid, seed, noise)
     if first_frame is not None:
@@ -485,8 +501,13 @@ def whole_frames(frames: int) -> int:
     return whole
 
 
-def generation_grid(width: int | None, height: int | None, frames: int, first_frame: Tensor | None) -> Grid:
-    """Latent (t, h, w) of a generation: as `target_grid`, but the size is the first frame's where there is one."""
+def generation_grid(
+    own: Resolutions, width: int | None, height: int | None, frames: int, first_frame: Tensor | None
+) -> Grid:
+    """Latent (t, h, w) of a generation: as `target_grid`, but the size is the first frame's where there is one.
+
+    own: the resolutions of the checkpoint, which decide where there is neither a size nor a first frame.
+    """
     if first_frame is not None:
         check_latent("first_frame", first_frame)
         if first_frame.shape[2] != 1:
@@ -497,6 +518,8 @@ def generation_grid(width: int | None, height: int | None, frames: int, first_fr
         check_whole("frames", frames, 1)
         if frames < TEMPORAL_COMPRESSION + 1:
             raise LanceError(f"frames is {frames}: with a first frame ask for 5 to {MAX_FRAMES}.")
+    elif width is None and height is None:
+        width, height = own_size(own.of(frames))
     return target_grid(width, height, frames)
 
 
@@ -517,8 +540,10 @@ def size_of_first_frame(first_frame: Tensor, width: int | None, height: int | No
     return w, h
 
 
-def resized(frames: Tensor, resolution: str | None, branch: str, multiple: int) -> Tensor:
-    """Frames in the nearest official bucket of a resolution, for the "vit" or the "vae"."""
+def resized(
+    frames: Tensor, resolution: str | Resolution | None, own: Resolutions, branch: str, multiple: int
+) -> Tensor:
+    """Frames in the nearest bucket of a resolution, of which "auto" is one of our own, for the "vit" or the "vae"."""
     if resolution is None:
         height, width = frames.shape[1:3]
         if height % multiple or width % multiple:
@@ -528,10 +553,12 @@ def resized(frames: Tensor, resolution: str | None, branch: str, multiple: int) 
             )
         return frames
     if resolution == "auto":
-        resolution = "image_768res" if frames_kind(frames) == "image" else "video_480p"
-    if resolution not in RESOLUTIONS:
-        raise LanceError(f"resolution is {resolution!r}; give 'auto', None or one of {', '.join(RESOLUTIONS)}.")
-    return fit(frames, getattr(RESOLUTIONS[resolution], branch), multiple)
+        resolution = own.of(frames.shape[0])
+    if not isinstance(resolution, Resolution):
+        if resolution not in RESOLUTIONS:
+            raise LanceError(f"resolution is {resolution!r}; give 'auto', None or one of {', '.join(RESOLUTIONS)}.")
+        resolution = RESOLUTIONS[resolution]
+    return fit(frames, getattr(resolution, branch), multiple)
 
 
 def frames_kind(frames: Tensor) -> str:

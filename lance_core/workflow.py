@@ -269,6 +269,7 @@ def run_workflow(
     inputs: Sequence[Path] = (),
     models: Sequence[Path] = (),
     overrides: Iterable[str] = (),
+    model: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     progress: Progress | None = None,
@@ -278,6 +279,7 @@ def run_workflow(
 
     output: the folder that files are written into; inputs: the folders that LoadImage and LoadVideo read from;
     models: the folders that hold checkpoints, in a subfolder `lance` or directly; overrides: "node.input=value".
+    model: a checkpoint, by its name there or its path, in the place of those that the workflow names.
     progress(what, done, total) is called after every step and token, on_result after every output node.
     Raises LanceError, naming the node, for whatever is wrong with the workflow or its values.
     """
@@ -288,7 +290,7 @@ def run_workflow(
     ordered = order(workflow)
     wanted = needed(workflow)
     plan = {node_id: arguments(workflow, node_id) for node_id in ordered if node_id in wanted}
-    session = Session(workflow, Path(output), tuple(inputs), tuple(models), device, dtype, progress)
+    session = Session(workflow, Path(output), tuple(inputs), tuple(models), model, device, dtype, progress)
     for node_id, planned in plan.items():  # before hours of work, not after
         if isinstance(planned.get("filename_prefix"), str):
             with naming(workflow, node_id):

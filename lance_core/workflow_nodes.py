@@ -23,12 +23,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from . import stages
+from .adapters import apply_loras
 from .checkpoint import Lance
 from .checks import check_seed, check_whole
 from .config import LATENT_CHANNELS, SPATIAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError
 from .flow import RENORMS, Sampling
-from .media import read_clip, read_image, read_video, sample_indices, write_mp4, write_png
+from .layout import BUILT_IN, BUILT_IN_CHOICE, BUILT_IN_FOLDER
+from .media import read_clip, read_image, read_media, read_video, sample_indices, write_mp4, write_png
 from .resize import OFFICIAL_RATIOS, RATIOS, RESOLUTION_CHOICES, official_size, resolution_of, size_of
 
 REQUIRED = object()
@@ -95,6 +97,7 @@ class Session:
     output: Path
     inputs: tuple[Path, ...]
     models: tuple[Path, ...]
+    model: str | None = None  # a checkpoint instead of those that the workflow names
     device: str = "auto"
     dtype: str = "auto"
     progress: Progress | None = None
@@ -173,7 +176,9 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
 
 
 def find_checkpoint(name: str, folders: Sequence[Path]) -> Path:
-    """The checkpoint of that name, in a models folder or in its subfolder `lance`, or else the path itself."""
+    """The checkpoint of that name: built in, in a models folder, in its subfolder `lance`, or else the path itself."""
+    if name in (BUILT_IN, BUILT_IN_CHOICE):
+        return BUILT_IN_FOLDER
     candidates = [folder / part / name for folder in folders for part in ("lance", "")]
     for path in (*candidates, Path(name)):
         if path.exists():
@@ -181,8 +186,17 @@ def find_checkpoint(name: str, folders: Sequence[Path]) -> Path:
     places = ", ".join(str(folder / "lance") for folder in folders) or "no folder at all"
     raise LanceError(
         f"there is no checkpoint '{name}' in the models folders ({places}); download it there, name the folder with"
-        " --models, or choose another one with --set LoadLance.checkpoint=NAME."
+        " --models, or choose another one with --model NAME."
     )
+
+
+def find_lora(name: str, folders: Sequence[Path]) -> Path:
+    """The LoRA of that name, in the subfolder `loras` of a models folder or in the folder, or else the path itself."""
+    for path in (*(folder / part / name for folder in folders for part in ("loras", "")), Path(name)):
+        if path.is_file():
+            return path
+    places = ", ".join(str(folder / "loras") for folder in folders) or "no folder at all"
+    raise LanceError(f"there is no LoRA '{name}' in {places}; put it there, or name the models folder with --models.")
 
 
 def output_file(output: Path, prefix: str) -> Path:
@@ -229,10 +243,16 @@ def numbered(output: Path, prefix: str, height: int, width: int) -> Callable[[in
 
 def load_lance(session: Session, checkpoint: str, weight_dtype: str) -> tuple:
     dtype = session.dtype if weight_dtype == "default" else weight_dtype
-    lance = stages.load_lance(find_checkpoint(checkpoint, session.models), device=session.device, dtype=dtype)
+    path = find_checkpoint(session.model or checkpoint, session.models)
+    lance = stages.load_lance(path, device=session.device, dtype=dtype)
     if any("vae" in node.get("inputs", {}) for node in session.workflow.values()):
         stages.vae_of(lance)  # now, and not after the sampling
     return Model(lance), lance
+
+
+def load_lora(session: Session, model: Model, lora_name: str, strength: float) -> tuple:
+    lora = find_lora(lora_name, session.models)
+    return (replace(model, lance=apply_loras(model.lance, [(lora, strength)])),)
 
 
 def set_guidance(
@@ -278,8 +298,10 @@ def understand(
     return (answer,)
 
 
-def pixels_of(size: str, values: Mapping[str, Any]) -> tuple[int, int]:
-    """Width and height for a choice of the `size` input and the values of its own inputs."""
+def pixels_of(size: str, values: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Width and height for a choice of the `size` input and the values of its own inputs; None for the checkpoint's."""
+    if size == "auto":
+        return None, None
     if size == "custom":
         return values["width"], values["height"]
     return size_of(**values) if size == "megapixels" else official_size(size, **values)
@@ -310,10 +332,8 @@ def generate(
     **chosen,
 ) -> tuple:
     first = None if first_frame is None else first_frame["samples"]
-    if first is None:
-        width, height = pixels_of(size, below("size", chosen))
-    else:
-        height, width = (side * SPATIAL_COMPRESSION for side in first.shape[-2:])
+    width, height = (None, None) if first is not None else pixels_of(size, below("size", chosen))
+    grid = partial(stages.generation_grid, model.lance.config.resolutions, width, height, frames, first)
     latent = stages.generate(
         model.lance,
         prompt,
@@ -325,7 +345,7 @@ def generate(
         guidance=guidance,
         shift=shift,
         on_step=session.on_step("generate"),
-        **noise_options(seed, batch_size, lambda: stages.target_grid(width, height, frames)),
+        **noise_options(seed, batch_size, grid),
         **model.guidance,
     )
     return ({"samples": latent},)
@@ -374,6 +394,17 @@ def vae_encode(session: Session, vae, pixels: Tensor) -> tuple:
     top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
     pixels = pixels[:, top : top + height, left : left + width]
     return ({"samples": stages.encode_latent(vae, pixels, resolution=None)},)
+
+
+def lance_example(session: Session, seed: int, frames: int, file: str) -> tuple:
+    if file:
+        path = find_file(file, session.inputs)
+        pixels, kind = read_media(path)
+        return pixels, VideoFile(path) if kind == "video" else Video(pixels, VIDEO_FPS), ""
+    from .world.example import example  # the world is only loaded where it is used
+
+    pixels, caption = example(seed, frames)
+    return pixels, Video(pixels, VIDEO_FPS), caption
 
 
 def load_image(session: Session, image: str) -> tuple:
@@ -463,6 +494,7 @@ def bucket(aspect_ratio: str) -> dict[str, Input]:
 
 
 SIZE = choice(
+    auto={},
     image_768res=bucket("1:1"),
     image_512res=bucket("1:1"),
     video_480p=bucket("16:9"),
@@ -545,6 +577,14 @@ NODES: dict[str, Node] = {
         ("MODEL",),
         set_guidance,
     ),
+    "LanceLora": Node(
+        {"model": Input("MODEL"), "lora_name": TEXT, "strength": Input("FLOAT", 1.0)}, ("MODEL",), load_lora
+    ),
+    "LoraLoaderModelOnly": Node(
+        {"model": Input("MODEL"), "lora_name": TEXT, "strength_model": Input("FLOAT", 1.0)},
+        ("MODEL",),
+        lambda session, model, lora_name, strength_model: load_lora(session, model, lora_name, strength_model),
+    ),
     "DecodeVideo": Node(
         {
             "vae": Input("VAE"),
@@ -560,6 +600,12 @@ NODES: dict[str, Node] = {
         {"samples": Input("LATENT"), "vae": Input("VAE")},
         ("IMAGE",),
         lambda session, samples, vae: (stages.decode_video(vae, samples["samples"]),),
+    ),
+    "LanceExample": Node(
+        # Here, where nodes cannot be exchanged, a file of one's own may take the drawing's place.
+        {"seed": Input("INT", 0), "frames": Input("INT", 1), "file": Input("STRING", "")},
+        ("IMAGE", "VIDEO", "STRING"),
+        lance_example,
     ),
     "LoadImage": Node({"image": TEXT}, ("IMAGE", "MASK"), load_image),
     "LoadVideo": Node({"file": TEXT}, ("VIDEO",), lambda session, file: (VideoFile(find_file(file, session.inputs)),)),

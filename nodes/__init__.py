@@ -8,6 +8,7 @@ from typing_extensions import override
 from .conditioning import LanceConditioning
 from .decode import DecodeVideo
 from .encode import EncodeLatent, EncodeSemantic
+from .example import LanceExample
 from .guidance import LanceGuidance
 from .load import LoadLance, register_folder
 from .lora import LanceLora
@@ -27,6 +28,7 @@ class LanceExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadLance,
+            LanceExample,
             EncodeSemantic,
             EncodeLatent,
             LanceUnderstand,

@@ -13,7 +13,7 @@ from .diffusion import lance_of
 from .media import frames_of, media_input, resolution_input
 from .model import with_vision
 from .report import warnings_logged
-from .vae import encode, require_vae
+from .vae import encode, require_vae, resolutions_of
 
 Semantic = io.Custom("LANCE_SEMANTIC")
 
@@ -38,8 +38,8 @@ class EncodeSemantic(io.ComfyNode):
     @classmethod
     def execute(cls, model, media: Tensor | Input.Video, resolution: str) -> io.NodeOutput:
         with warnings_logged():
-            vision = lance_of(model).config.vision
-            frames = stages.semantic_frames(vision, frames_of(media), resolution_of(resolution))
+            config = lance_of(model).config
+            frames = stages.semantic_frames(config, frames_of(media), resolution_of(resolution))
             semantic = stages.encode_semantic(with_vision(model, frames), frames, resolution=None)
         return io.NodeOutput(semantic)
 
@@ -71,5 +71,5 @@ class EncodeLatent(io.ComfyNode):
                 f" give one picture, or {TEMPORAL_COMPRESSION + 1} frames or more."
             )
         with warnings_logged():
-            frames = stages.latent_frames(frames_of(media), resolution_of(resolution))
+            frames = stages.latent_frames(resolutions_of(vae), frames_of(media), resolution_of(resolution))
         return io.NodeOutput({"samples": encode(vae, frames)})

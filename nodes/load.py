@@ -1,4 +1,4 @@
-"""Load Lance: from a folder of models/lance to MODEL and VAE."""
+"""Load Lance: from a folder of models/lance, or from this pack, to MODEL and VAE."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..lance_core.errors import LanceError
-from ..lance_core.layout import find_checkpoint, list_checkpoints
+from ..lance_core.layout import BUILT_IN_CHOICE, BUILT_IN_FOLDER, find_checkpoint, list_checkpoints
 from .model import WEIGHT_DTYPES, load_model
 from .vae import load_lance_vae, require_vae, shared_vae
 
@@ -23,12 +23,17 @@ def register_folder() -> None:
 
 
 def checkpoints() -> dict[str, Path]:
-    """Names that the node offers, and where they lie; the first folder that has a name wins."""
+    """Names that the node offers, and where they lie: the built-in model, and all of `downloaded`."""
+    return {BUILT_IN_CHOICE: BUILT_IN_FOLDER, **downloaded()}
+
+
+def downloaded() -> dict[str, Path]:
+    """The checkpoints of models/lance by name; the first folder that has a name wins."""
     found: dict[str, Path] = {}
     for folder in map(Path, folder_paths.get_folder_paths(FOLDER)):
         for name in list_checkpoints(folder):
             found.setdefault(name, folder / name)
-    return found
+    return dict(sorted(found.items()))
 
 
 def find(checkpoint: str) -> Path:
@@ -37,10 +42,9 @@ def find(checkpoint: str) -> Path:
     if checkpoint in known:
         return known[checkpoint]
     folder = folder_paths.get_folder_paths(FOLDER)[0]
-    there = f"there are {', '.join(sorted(known))}" if known else "there is none"
     raise LanceError(
-        f"no checkpoint '{checkpoint}' in {folder} ({there}); choose one of the list, or download it with:"
-        f" {DOWNLOAD} {folder}"
+        f"no checkpoint '{checkpoint}' in {folder} (known: {', '.join(known)}); choose one of the list, or download it"
+        f" with: {DOWNLOAD} {folder}"
     )
 
 
@@ -51,14 +55,18 @@ class LoadLance(io.ComfyNode):
             node_id="LoadLance",
             display_name="Load Lance",
             category="Lance",
-            description="Loads a Lance checkpoint from models/lance: one model that understands, generates and edits.",
+            description="Loads a Lance checkpoint from models/lance, or the toy that comes with this pack: one model"
+            " that understands, generates and edits.",
             search_aliases=["lance", "bytedance lance", "lance loader", "lance checkpoint"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=sorted(checkpoints()),
+                    options=list(checkpoints()),
+                    default=next(iter(downloaded()), BUILT_IN_CHOICE),
                     tooltip="Decides what the model is good at: Lance_3B for pictures, Lance_3B_Video for clips (and"
-                    " pictures). Folders and single files of models/lance are listed.",
+                    " pictures). Folders and single files of models/lance are listed. Nano is a toy that knows coloured"
+                    " shapes in 64 x 64 pixels and nothing else, for trying out graphs at once; for real pictures"
+                    " download Lance_3B.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

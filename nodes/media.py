@@ -31,7 +31,8 @@ def resolution_input() -> io.Combo.Input:
         "resolution",
         options=list(RESOLUTION_CHOICES),
         tooltip="Detail against time and memory: the picture is cropped and scaled to the nearest size of this class."
-        " Auto is 768 for pictures and 480p for clips, as the model was trained; native keeps the size.",
+        " Auto is what the model was trained with (Lance_3B: 768 for pictures, 480p for clips); native keeps the"
+        " size.",
         advanced=True,
     )
 

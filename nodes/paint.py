@@ -31,7 +31,7 @@ MAX_BATCH = 64
 
 
 def size_input() -> io.DynamicCombo.Input:
-    """The size by an official bucket, by shape and area, or in pixels."""
+    """The checkpoint's own size, or one by an official bucket, by shape and area, or in pixels."""
 
     def ratio(options: tuple[str, ...], default: str) -> io.Combo.Input:
         return io.Combo.Input(
@@ -62,19 +62,26 @@ def size_input() -> io.DynamicCombo.Input:
     return io.DynamicCombo.Input(
         "size",
         options=[
+            io.DynamicCombo.Option("auto", []),
             *official,
             io.DynamicCombo.Option("megapixels", [ratio(RATIOS, "1:1"), area]),
             io.DynamicCombo.Option("custom", [side("width", MAX_PIXELS_WIDE), side("height", 1024)]),
         ],
-        tooltip="Sizes that the model was trained on give the best results: 768 for pictures, 480p for clips.",
+        tooltip="Sizes that the model was trained on give the best results. Auto takes them from the checkpoint:"
+        " 768x768 for pictures and 848x480 for clips of Lance_3B, 64x64 for nano.",
     )
 
 
-def pixels_of(size: dict | None) -> tuple[int, int]:
-    """Width and height of what the size widget holds; LanceError where core has found nothing in it that it knows."""
+def pixels_of(size: dict | None) -> tuple[int | None, int | None]:
+    """Width and height of what the size widget holds, None for the checkpoint's own.
+
+    Raises LanceError where core has found nothing in it that it knows.
+    """
     if size is None:
         raise LanceError("the size is missing or unknown, as in a workflow of another version: choose one on the node.")
     match size["size"]:
+        case "auto":
+            return None, None
         case "custom":
             return size["width"], size["height"]
         case "megapixels":
@@ -201,7 +208,8 @@ class LanceGenerate(io.ComfyNode):
     ) -> io.NodeOutput:
         first = None if first_frame is None else first_frame["samples"]
         with warnings_logged():
-            target = stages.generation_grid(*pixels_of(size), frames, first)
+            own = lance_of(model).config.resolutions
+            target = stages.generation_grid(own, *pixels_of(size), frames, first)
             return io.NodeOutput(paint(model, Request("generate", prompt), target, first_frame=first, **sampling))
 
 

@@ -18,6 +18,7 @@ from ..lance_core.checkpoint import Contents
 from ..lance_core.errors import LanceError
 from ..lance_core.inspection import inspect
 from ..lance_core.layout import (
+    BUILT_IN_CHOICE,
     LANGUAGE_FOLDERS,
     REPOSITORY,
     VAE_WEIGHTS,
@@ -55,13 +56,13 @@ async def answer(request: web.Request) -> web.Response:
 def status(name: str, weight_dtype: str) -> dict:
     """What the node shows for a checkpoint of its list, or of the release's names; other names are not looked for.
 
-    `empty`: whether the list is. `offered`: whether the list has it. `folder`, `command`, `release`: where the release
-    belongs, and how to get it. `missing`: file, folder and link of each. `problems`: sentences. `needs`: bytes by
-    part, None where headers do not tell. `machine`: bytes of the RAM and of the device's own memory.
+    `empty`: whether nothing was downloaded. `offered`: whether the list has it. `folder`, `command`, `release`: where
+    the release belongs, and how to get it. `missing`: file, folder and link of each. `problems`: sentences. `needs`:
+    bytes by part, None where headers do not tell. `machine`: bytes of the RAM and of the device's own memory.
     """
     offered, folder = checkpoints(), folder_paths.get_folder_paths(FOLDER)[0]
     general = {
-        "empty": not offered,
+        "empty": offered.keys() <= {BUILT_IN_CHOICE},
         "offered": name in offered,
         "folder": folder,
         "command": download_command("", Path(folder)),

@@ -16,8 +16,8 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
-from ..lance_core.checkpoint import Contents, checked_vae_config, parameter_shapes, read_contents
-from ..lance_core.config import LATENT_CHANNELS, TEMPORAL_COMPRESSION
+from ..lance_core.checkpoint import Contents, checked_vae_config, parameter_shapes, read_config, read_contents
+from ..lance_core.config import LATENT_CHANNELS, TEMPORAL_COMPRESSION, Resolutions
 from ..lance_core.errors import LanceError
 from ..lance_core.layout import VAE_NAMES, find_checkpoint
 from ..lance_core.vae import VAEConfig, WanVAE
@@ -61,7 +61,13 @@ def load_lance_vae(path: str) -> comfy.sd.VAE | None:
     weights = read_weights(contents.vae)
     vae = comfy.sd.VAE(sd=weights) if config == VAEConfig() else ScaledVAE(weights, config)
     vae.patcher.cached_patcher_init = (reload_patcher, (path,))
+    vae.lance_resolutions = read_config(find_checkpoint(path)).resolutions
     return vae
+
+
+def resolutions_of(vae: comfy.sd.VAE) -> Resolutions:
+    """Those of the checkpoint that a VAE was loaded with; the release's for a VAE of another loader."""
+    return getattr(vae, "lance_resolutions", Resolutions())
 
 
 def reload_patcher(path: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:

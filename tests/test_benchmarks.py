@@ -16,13 +16,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 from agreement import NAMES, against_recordings, result, streamed
 from goldens import golden, relative_error
 from limits import products
-from measuring import table
+from measuring import markdown, table
+from nano import MEASUREMENTS, TARGETS, ablations
 from parity import lance, requests
 from released import TASKS, Form, official_steps, pass_flops, random_model, sampling_flops
+from shortcuts import columns
 
-from lance_core.config import TextConfig
+from lance_core.config import LanceConfig, Resolution, Resolutions, TextConfig
 from lance_core.flow import Sampling
 from lance_core.quantized import FORMATS, QuantizedLinear
+from lance_core.tiny import TINY_TEXT, TINY_VISION, random_lance
 from lance_core.transformer import Block, Branch, LanceTransformer
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -82,6 +85,39 @@ def test_gpu_says_what_completes_on_a_small_card():
 def test_gpu_says_where_a_budget_is_too_small():
     found = rows(printed(*GPU, "--tasks", "image", "--fraction-gib", "8", "--memory", "0.0001"))
     assert found["text to image 64x64"][0].startswith("refused: ")
+
+
+def test_nano_prints_what_is_found_beside_what_is_wanted():
+    found = printed("nano.py", "--count=2", "--steps=1", "--only", "generation", "reconstruction")
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in found.splitlines()}
+    share, count, target = cells["shape, colour and position"]
+    assert "% (" in share and (count, target) == ("2", "90 %")
+    assert float(cells["pictures, dB"][0].split()[0]) > 0 and cells["pictures, dB"][2] == "32"
+
+
+def test_every_target_has_its_measurement_and_every_ablation_changes_one_setting():
+    assert set(TARGETS) <= set(MEASUREMENTS)
+    official, *others = ablations().values()
+    assert len(others) == 12
+    assert all(sum(other[name] != official[name] for name in official) == 1 for other in others)
+
+
+def test_every_shortcut_has_its_share_of_what_is_right():
+    small = Resolution(64, 56)
+    own = random_lance(LanceConfig(TINY_TEXT, TINY_VISION, Resolutions(small, small)))
+    options = {"width": 64, "height": 64, "frames": 1, "steps": 1, "seed": 0}
+    found = columns(own, options, repeats=1, count=1)
+    assert set(found["pictures right"]) == set(found["edits right"]) == set(found["passes"])
+    assert found["edits right"]["exact"].count == 1
+    assert "edits right" not in columns(own, options, repeats=1, count=0)
+
+
+@pytest.mark.parametrize("script", ["nano.py", "quality.py", "shortcuts.py"])
+def test_a_wrong_path_is_told_in_one_sentence(script):
+    command = [sys.executable, str(BENCHMARKS / script), "--checkpoint=/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("Error: /nowhere does not exist") and done.stderr.count("\n") == 1
 
 
 def test_results_are_compared_with_the_recordings_and_streamed_ones_with_resident_ones():
@@ -154,3 +190,12 @@ def test_a_table_has_a_row_for_every_figure_of_any_column():
         "b": ["2", "word"],
         "c": ["-", "0.1235"],
     }
+
+
+def test_a_table_in_markdown_has_a_cell_for_every_column_of_any_row():
+    assert markdown("title", {"x": {"a": 1.5, "b": "word"}, "y": {"b": 2}}).splitlines() == [
+        "| title | a | b |",
+        "| --- | --- | --- |",
+        "| x | 1.5 | word |",
+        "| y |  | 2 |",
+    ]

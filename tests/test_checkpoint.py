@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from lance_core.checkpoint import POSITION_TABLE, load_lance, load_parts, official_shapes
-from lance_core.config import LanceConfig, TextConfig
+from lance_core.config import LanceConfig, Resolution, Resolutions, TextConfig
 from lance_core.errors import LanceError
 from lance_core.inspection import inspect
 from lance_core.layout import find_checkpoint, list_checkpoints
@@ -372,6 +372,33 @@ def test_absurd_configuration(tiny, change_config):
     path = tiny / "Lance_3B" / "llm_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change_config))
     assert "the configuration describes a model that the weights cannot be" in refusal(tiny)
+
+
+def test_a_checkpoint_knows_the_sizes_it_was_trained_at(tmp_path):
+    own = Resolutions(Resolution(64, 112), Resolution(96, 112, ratio=(16, 9)))
+    made = random_lance()
+    made = replace(made, config=replace(made.config, resolutions=own))
+    save_checkpoint(tmp_path / "own", made, tokenizer_specification())
+    assert load_lance(tmp_path / "own").config.resolutions == own
+    assert load_lance(TINY).config.resolutions == Resolutions()  # an official file says nothing
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (3, "'resolutions' is 3"),
+        ({"image": 64}, "'resolutions' is {'image': 64}"),
+        ({"image": {"vae": 64}}, "'vit' is missing"),
+        ({"video": {"vae": 0, "vit": 112}}, "'vae' is 0"),
+        ({"image": {"vae": 64, "vit": 112, "ratio": [1]}}, "ratio [1]"),
+        ({"image": {"vae": 64, "vit": 112, "ratio": "1:1"}}, "'ratio' is '1:1'"),
+    ],
+)
+def test_sizes_that_are_none(tiny, given, words):
+    path = tiny / "Lance_3B" / "llm_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resolutions": given}))
+    message = refusal(tiny)
+    assert "llm_config.json" in message and words in message
 
 
 def test_configuration_that_is_no_json(tiny):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from lance_core.__main__ import Bars, Typewriter, main
 from lance_core.media import read_image, write_png
 from lance_core.stages import encode_latent, encode_semantic, load_lance, understand
+from lance_core.world.example import example
 
 SIDE = 112  # pixels: a multiple of 16 and of 28, so that media can be used as they are
 MODEL = ("--model", str(TINY), "--device", "cpu", "--dtype", "fp32")
@@ -227,7 +228,18 @@ def test_the_shipped_workflows_can_be_read(capsys, home):
             refused(capsys, home, ("run", path), "which only ComfyUI can run")
         else:
             # Everything about the graph is right: what is missing is the checkpoint, which is loaded first.
-            refused(capsys, home, ("run", path), "(LoadLance)", "no checkpoint 'Lance_3B")
+            refused(capsys, home, ("run", path, "--model", "none"), "(LoadLance)", "no checkpoint 'none'")
+
+
+def test_run_takes_another_checkpoint_than_the_workflow_s(capsys):
+    workflow = Path(__file__).parent.parent / "workflows/api/ask_image.json"
+    nodes = {node["class_type"]: node["inputs"] for node in json.loads(workflow.read_text(encoding="utf-8")).values()}
+    short = ("--set", "LanceUnderstand.max_new_tokens=4", "--set", "EncodeSemantic.resolution=image_256res")
+    assert main(["run", str(workflow), "--model", str(TINY), "--device", "cpu", *short]) == 0
+    lance, (drawn, _) = load_lance(TINY, device="cpu"), example(nodes["LanceExample"]["seed"])
+    semantic = encode_semantic(lance, drawn, resolution="image_256res")
+    expected = understand(lance, semantic, nodes["LanceUnderstand"]["question"], max_new_tokens=4)
+    assert capsys.readouterr().out == expected + "\n"
 
 
 @pytest.mark.parametrize(

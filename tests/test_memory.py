@@ -227,7 +227,7 @@ def test_a_rough_figure_for_coding_is_enough(t, h, w):
 def test_a_rough_figure_for_painting_is_enough(job):
     lance, (paint,) = released(), [phase for phase in phases(job) if phase.name == "paint"]
     target = target_grid(job.width, job.height, job.frames)
-    both = sequences(lance, job, seen_shape(job) if job.references else None, target)
+    both = sequences(lance, job, seen_shape(lance, job) if job.references else None, target)
     (noise,) = both[0].find("noise")
     tokens = noise.end - noise.start
     context = len(both[0].ids) - tokens

@@ -9,17 +9,17 @@ from goldens import DATA, golden, values
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
+from lance_core.config import RESOLUTIONS, Resolution, Resolutions
 from lance_core.errors import LanceError
 from lance_core.resize import (
     OFFICIAL_RATIOS,
     RATIOS,
-    RESOLUTIONS,
-    Resolution,
     buckets,
     crop_box,
     fit,
     nearest_bucket,
     official_size,
+    own_size,
     size_of,
 )
 
@@ -45,8 +45,14 @@ def largest_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_resolutions_are_the_official_ones():
-    official = {name: Resolution(row["resolution_vae"], row["resolution_vit"]) for name, row in TABLE.items()}
-    assert RESOLUTIONS == official
+    official = {name: (row["resolution_vae"], row["resolution_vit"]) for name, row in TABLE.items()}
+    assert {name: (one.vae, one.vit) for name, one in RESOLUTIONS.items()} == official
+
+
+def test_what_a_model_paints_unless_it_is_told_otherwise():
+    assert own_size(Resolutions().image) == (768, 768)
+    assert own_size(Resolutions().video) == (848, 480)
+    assert own_size(Resolution(vae=64, vit=112)) == (64, 64)
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from parity import lance
 
 from lance_core import LanceError, LanceWarning, media, stages
+from lance_core.config import Resolution, Resolutions
 from lance_core.vae import normalize
 
 PICTURE = media.read_image(DATA / "media" / "a_img1.png")
@@ -75,6 +77,22 @@ def test_automatic_resolution_is_that_of_the_kind(frames):
     t, h, w = seen.grid
     assert t == (frames + 1) // 2 and max(14 * h, 14 * w) >= min(expected)
     assert seen.embeddings.shape[0] == t * h * w // 4
+
+
+@pytest.mark.parametrize("frames, side", [(1, 64), (5, 32)])
+def test_a_checkpoint_s_own_sizes_are_the_automatic_ones(frames, side):
+    own = Resolutions(Resolution(64, 112), Resolution(32, 56))
+    model = replace(lance(), config=replace(lance().config, resolutions=own))
+    square = PICTURE[:, :112, :112].expand(frames, -1, -1, -1)
+    assert stages.encode_latent(model, square).shape[-2:] == (side // 16, side // 16)
+    assert stages.encode_semantic(model, square).grid[1:] == ((8, 8) if frames == 1 else (4, 4))
+    painted = stages.generate(model, "a", frames=frames, steps=1)
+    assert painted.shape[-2:] == (side // 16, side // 16)
+
+
+def test_a_resolution_of_one_s_own():
+    latent = stages.encode_latent(lance(), PICTURE[:, :112, :112], resolution=Resolution(48, 56))
+    assert latent.shape == (1, 48, 1, 3, 3)
 
 
 def test_a_seed_is_comfyui_s_noise():

@@ -14,7 +14,7 @@ from typing import Any
 
 from .workflow_graph import GAP, PACK, Graph, Link, Node, Output, editor_node, layout
 
-SOURCES, SINKS = ("LoadImage", "LoadVideo"), ("SaveImage", "SaveVideo", "PreviewAny")
+SOURCES, SINKS = ("LanceExample",), ("SaveImage", "SaveVideo", "PreviewAny")
 INPUTS, OUTPUTS = Node(-10, "inputs", {}, ""), Node(-20, "outputs", {}, "")  # the ids that the editor gives them
 NAMESPACE = uuid.UUID("6f1c7f0e-52f3-4d3c-9a2b-6c1d3a0e7a11")
 SIZE = (400, 400)

@@ -8,39 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lance_core.prompts import describe_prompt
+
 from .blueprint import blueprint
 from .workflow_graph import Graph, Node
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
-RELEASE = "https://huggingface.co/bytedance-research/Lance/resolve/main"
-IMAGE_MODEL, VIDEO_MODEL = "Lance_3B", "Lance_3B_Video"
-
-GET_MODEL = """\
-### The model
-Download it once into `ComfyUI/models/lance` (30 GB):
+REAL_MODEL = """\
+### From the toy to the real model
+*nano (built in)* comes with the pack and knows coloured shapes in 64 x 64 pixels, nothing else. For real pictures
+download Lance once (30 GB):
 ```
 hf download bytedance-research/Lance --local-dir ComfyUI/models/lance
 ```
-then press **R** and choose it in *Load Lance*."""
+then press **R**, choose *{model}* in *Load Lance*, {source}and write freely."""
 
-OWN_PICTURE = "Choose a picture of your own in *Load Image*."
-OWN_FILE = (
-    "Choose a {thing} of your own in *{node}*, or copy the example from the pack's `workflows/media` folder into"
-    " `ComfyUI/input` and press **R**."
-)
+PICTURE, ONE_SHAPE, CLIP = 397, 21, 25  # seeds of Lance Example
+CLIP_FRAMES = 9
+OWN_PICTURE = "put *Load Image* in the place of *Lance Example* "
+OWN_CLIP = "put *Load Video* in the place of *Lance Example* "
+DESCRIBE = "Describe the picture."
+FIRST_FRAME = "choose *video_480p* in *Encode Latent*, "
 OFFICIAL = {"seed": 42, "steps": 30, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple"}
 SEED = "The same seed gives the same result; change it to see another one."
 
 
-def note(title: str, *paragraphs: str) -> str:
-    return "\n\n".join((f"## {title}", *paragraphs, GET_MODEL))
-
-
-def load_lance(graph: Graph, model: str) -> Node:
-    files = (f"{model}/model.safetensors", "Qwen2.5-VL-ViT/vit.safetensors", "Wan2.2_VAE.pth")
-    models = [{"name": file, "url": f"{RELEASE}/{file}", "directory": "lance"} for file in files]
-    return graph.add("LoadLance", checkpoint=model, properties={"models": models})
+def note(title: str, *paragraphs: str, model: str = "Lance_3B", source: str = "") -> str:
+    """source: what else is to be done before the real model is of use."""
+    return "\n\n".join((f"## {title}", *paragraphs, REAL_MODEL.format(model=model, source=source)))
 
 
 def save_image(graph: Graph, lance: Node, latent: Node) -> None:
@@ -58,12 +54,12 @@ def text_to_image() -> Graph:
         note(
             "Text to image",
             "Write what you want to see in *prompt* and press **Run**.",
-            "*size* offers the sizes that the model was trained with, each in six aspect ratios; *image_768res* is"
-            f" what it knows best, *megapixels* and *custom* take any other. {SEED}",
+            "*size* auto is what the model knows best; others that it was trained with come in six aspect ratios, and"
+            f" *megapixels* and *custom* take any. {SEED}",
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    prompt = "A red paper boat on a calm pond at sunrise, soft mist, a wooden pier in the background."
+    lance = graph.add("LoadLance")
+    prompt = "A big red circle at the top left and a small blue square on the right, on a white background."
     save_image(graph, lance, graph.add("LanceGenerate", model=lance[0], prompt=prompt))
     return graph
 
@@ -73,13 +69,14 @@ def text_to_video() -> Graph:
         note(
             "Text to video",
             "Write what should happen in *prompt* and press **Run**.",
-            "*frames* is a multiple of 4 plus 1, at 12 frames a second: 49 is four seconds, 121 the longest. "
-            f"The smaller *size* video_360p is much faster. {SEED}",
+            "*frames* is a multiple of 4 plus 1, at 12 frames a second: nano knows 9, of the real model 49 is four "
+            f"seconds and 121 the longest. {SEED}",
+            model="Lance_3B_Video",
         )
     )
-    lance = load_lance(graph, VIDEO_MODEL)
-    prompt = "A red paper boat drifts across a calm pond at sunrise while mist rises from the water."
-    clip = graph.add("LanceGenerate", model=lance[0], prompt=prompt, size="video_480p", frames=49)
+    lance = graph.add("LoadLance")
+    prompt = "A big red circle moves right, starting on the left, on a white background."
+    clip = graph.add("LanceGenerate", model=lance[0], prompt=prompt, frames=CLIP_FRAMES)
     save_video(graph, lance, clip)
     return graph
 
@@ -90,18 +87,19 @@ def image_to_video() -> Graph:
             "Image to video",
             "The picture becomes the first frame; *prompt* says what happens next. "
             "The clip has the size at which *Encode Latent* reads the picture, whatever *size* says.",
-            OWN_PICTURE,
+            model="Lance_3B_Video",
+            source=FIRST_FRAME + OWN_PICTURE,
         )
     )
-    lance = load_lance(graph, VIDEO_MODEL)
-    picture = graph.add("LoadImage")
-    first_frame = graph.add("EncodeLatent", vae=lance[1], media=picture[0], resolution="video_480p")
+    lance = graph.add("LoadLance")
+    picture = graph.add("LanceExample", seed=PICTURE)
+    first_frame = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
     clip = graph.add(
         "LanceGenerate",
         model=lance[0],
-        prompt="The camera moves slowly closer while day turns into night.",
-        size="video_480p",
-        frames=49,
+        prompt="A big red circle moves up, starting at the bottom, and a big green triangle rests on the right, on a"
+        " white background.",
+        frames=CLIP_FRAMES,
         first_frame=first_frame[0],
     )
     save_video(graph, lance, clip)
@@ -114,14 +112,14 @@ def image_edit() -> Graph:
             "Edit an image",
             "Write the change you want in *instruction*. The model looks at the picture twice: "
             "*Encode Semantic* reads what is in it, *Encode Latent* keeps what it looks like.",
-            OWN_PICTURE,
+            source=OWN_PICTURE,
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    picture = graph.add("LoadImage")
+    lance = graph.add("LoadLance")
+    picture = graph.add("LanceExample", seed=PICTURE)
     semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
     latent = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
-    instruction = "Turn the picture into a watercolour painting, keep the composition."
+    instruction = "Make the circle blue."
     edited = graph.add("LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction)
     save_image(graph, lance, edited)
     return graph
@@ -133,14 +131,15 @@ def video_edit() -> Graph:
             "Edit a video",
             "Write the change you want in *instruction*. The clip is read at 12 frames a second, "
             "six seconds of it at most.",
-            OWN_FILE.format(thing="clip", node="Load Video"),
+            model="Lance_3B_Video",
+            source=OWN_CLIP,
         )
     )
-    lance = load_lance(graph, VIDEO_MODEL)
-    clip = graph.add("LoadVideo")
-    semantic = graph.add("EncodeSemantic", model=lance[0], media=clip[0])
-    latent = graph.add("EncodeLatent", vae=lance[1], media=clip[0])
-    instruction = "Turn the red ball into a yellow one."
+    lance = graph.add("LoadLance")
+    clip = graph.add("LanceExample", seed=CLIP, frames=CLIP_FRAMES)
+    semantic = graph.add("EncodeSemantic", model=lance[0], media=clip[1])
+    latent = graph.add("EncodeLatent", vae=lance[1], media=clip[1])
+    instruction = "Make the circle blue."
     edited = graph.add("LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction)
     save_video(graph, lance, edited)
     return graph
@@ -153,12 +152,13 @@ def two_reference_edit() -> Graph:
             "*instruction* may speak of the first and of the second picture. "
             "The result has the size of the second one.",
             "Set *task* to **idip** to keep a person's or an object's identity rather than the picture around it.",
-            OWN_FILE.format(thing="second picture", node="Load Image"),
+            "Nano can do one thing with two pictures: add the shape of the first to the second.",
+            source=OWN_PICTURE,
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    first = graph.add("LoadImage", title="First picture")
-    second = graph.add("LoadImage", title="Second picture", image="lance_example_2.png")
+    lance = graph.add("LoadLance")
+    first = graph.add("LanceExample", title="First picture", seed=ONE_SHAPE)
+    second = graph.add("LanceExample", title="Second picture", seed=PICTURE)
     semantic = [graph.add("EncodeSemantic", model=lance[0], media=picture[0]) for picture in (first, second)]
     latent = [graph.add("EncodeLatent", vae=lance[1], media=picture[0]) for picture in (first, second)]
     edited = graph.add(
@@ -168,7 +168,7 @@ def two_reference_edit() -> Graph:
         latent=latent[0][0],
         semantic_2=semantic[1][0],
         latent_2=latent[1][0],
-        instruction="Place the object of the first picture beside the cup of the second picture.",
+        instruction="Add the square of the first picture at the top left of the second picture.",
     )
     save_image(graph, lance, edited)
     return graph
@@ -180,13 +180,13 @@ def ask_image() -> Graph:
             "Ask about an image",
             "Write a *question* and press **Run**; the answer appears in *Preview as Text*. "
             "With *sampling* off the answer is always the same.",
-            OWN_PICTURE,
+            source=OWN_PICTURE,
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    picture = graph.add("LoadImage")
+    lance = graph.add("LoadLance")
+    picture = graph.add("LanceExample", seed=PICTURE)
     semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
-    question = "What is in the picture, and which colours does it have?"
+    question = "What colour is the circle?"
     answer = graph.add("LanceUnderstand", model=lance[0], question=question, semantic=semantic[0])
     graph.add("PreviewAny", source=answer[0])
     return graph
@@ -198,14 +198,15 @@ def ask_video() -> Graph:
             "Ask about a video",
             "Write a *question* and press **Run**; the answer appears in *Preview as Text*. "
             "The clip is read at 12 frames a second, six seconds of it at most.",
-            OWN_FILE.format(thing="clip", node="Load Video"),
+            model="Lance_3B_Video",
+            source=OWN_CLIP,
         )
     )
-    lance = load_lance(graph, VIDEO_MODEL)
-    clip = graph.add("LoadVideo")
-    semantic = graph.add("EncodeSemantic", model=lance[0], media=clip[0])
+    lance = graph.add("LoadLance")
+    clip = graph.add("LanceExample", seed=CLIP, frames=CLIP_FRAMES)
+    semantic = graph.add("EncodeSemantic", model=lance[0], media=clip[1])
     answer = graph.add(
-        "LanceUnderstand", model=lance[0], question="In which direction does the ball move?", semantic=semantic[0]
+        "LanceUnderstand", model=lance[0], question="Which way does the red circle move?", semantic=semantic[0]
     )
     graph.add("PreviewAny", source=answer[0])
     return graph
@@ -218,11 +219,11 @@ def understand_then_edit() -> Graph:
             "One model does both: it looks at the picture and proposes a change, "
             "the text passes through *Concatenate Text*, where you can add to it, "
             "and becomes the instruction of the edit. Both steps share one *Encode Semantic*.",
-            OWN_PICTURE,
+            source=OWN_PICTURE,
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    picture = graph.add("LoadImage")
+    lance = graph.add("LoadLance")
+    picture = graph.add("LanceExample", seed=PICTURE)
     semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
     latent = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
     answer = graph.add(
@@ -249,12 +250,13 @@ def ksampler() -> Graph:
             "*VAE Decode* shows. Samplers, schedulers, LoRAs and latent nodes of other packs fit in between.",
             "Euler, *simple*, 30 steps and a cfg of 4 are the official settings. An empty *negative_prompt* is what "
             f"the model was trained with. {SEED}",
+            source="set *Empty Latent Image* to 768 x 768 ",
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    prompt = "A lighthouse on a cliff in a storm, waves breaking, its light cutting through the rain."
+    lance = graph.add("LoadLance")
+    prompt = "A big yellow star in the center and a small purple circle at the bottom right, on a gray background."
     words = graph.add("LanceConditioning", model=lance[0], prompt=prompt)
-    empty = graph.add("EmptyLatentImage", width=768, height=768)
+    empty = graph.add("EmptyLatentImage", width=64, height=64)
     painted = graph.add(
         "KSampler", model=lance[0], positive=words[0], negative=words[1], latent_image=empty[0], **OFFICIAL
     )
@@ -271,23 +273,23 @@ def inpaint() -> Graph:
             "not only the part.",
             "To draw a mask by hand, open the menu of *Load Image*, choose **Open in MaskEditor**, and link its MASK "
             "to *Set Latent Noise Mask* in the place of the rectangle.",
-            OWN_PICTURE,
+            source=OWN_PICTURE,
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    picture = graph.add("LoadImage")
+    lance = graph.add("LoadLance")
+    picture = graph.add("LanceExample", seed=PICTURE)
     latent = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
     where = "Decide where"
-    keep = graph.add("SolidMask", stage=where, title="Keep everything", value=0.0, width=768, height=768)
-    change = graph.add("SolidMask", stage=where, title="Change this much", value=1.0, width=272, height=368)
+    keep = graph.add("SolidMask", stage=where, title="Keep everything", value=0.0, width=64, height=64)
+    change = graph.add("SolidMask", stage=where, title="Change this much", value=1.0, width=32, height=32)
     mask = graph.add(
         "MaskComposite",
         stage=where,
         title="Change it here",
         destination=keep[0],
         source=change[0],
-        x=240,
-        y=304,
+        x=16,
+        y=32,
         operation="add",
     )
     graph.add("MaskPreview", stage=where, mask=mask[0])
@@ -295,7 +297,7 @@ def inpaint() -> Graph:
         "LanceConditioning",
         stage="Decide what",
         model=lance[0],
-        prompt="A child's drawing of a blonde girl in a blue dress with white dots, green hill, blue sky.",
+        prompt="A big green triangle on the right and a big blue star at the bottom, on a white background.",
     )
     masked = graph.add("SetLatentNoiseMask", stage="Decide what", samples=latent[0], mask=mask[0])
     painted = graph.add(
@@ -312,10 +314,11 @@ def describe_and_regenerate() -> Graph:
             "One model paints a picture, looks at what it painted, describes it in words, and paints again from its "
             "own words. What the second picture has kept is what the words could hold.",
             f"Put *Load Image* in the place of the first picture to have one of your own retold. {SEED}",
+            source="empty *system* ",
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    prompt = "A small bakery on a street corner in the rain at dusk, warm light in the windows."
+    lance = graph.add("LoadLance")
+    prompt = "A big purple star on the left and a small yellow circle at the top right, on a black background."
     first = graph.add("LanceGenerate", stage="Paint first", model=lance[0], prompt=prompt)
     picture = graph.add("DecodeVideo", stage="Paint first", vae=lance[1], latent=first[0])
     semantic = graph.add("EncodeSemantic", model=lance[0], media=picture[0])
@@ -323,7 +326,8 @@ def describe_and_regenerate() -> Graph:
     words = graph.add(
         "LanceUnderstand",
         model=lance[0],
-        question="Describe this picture in detail in one paragraph: subject, place, light, colours and style.",
+        question=DESCRIBE,
+        system=describe_prompt("image"),
         semantic=semantic[0],
     )
     graph.add("PreviewAny", source=words[0])
@@ -339,28 +343,28 @@ def image_to_video_from_generated() -> Graph:
             "The first prompt paints a picture, the second says what happens next. *Encode Latent* turns the picture "
             "into the first frame, and the clip has its size.",
             f"To try several beginnings, change the first *seed*; to try several motions, the second. {SEED}",
+            model="Lance_3B_Video",
+            source="choose *video_480p* in *Encode Latent* and as *size* of the first picture, ",
         )
     )
-    lance = load_lance(graph, VIDEO_MODEL)
+    lance = graph.add("LoadLance")
     still = graph.add(
         "LanceGenerate",
         stage="Paint a picture",
         model=lance[0],
-        prompt="A paper lantern on a wooden table beside an open window, evening light.",
-        size="video_480p",
+        prompt="A big yellow star on the left, on a black background.",
     )
     picture = graph.add(
         "DecodeVideo", stage="Paint a picture", title="Decode the picture", vae=lance[1], latent=still[0]
     )
-    first_frame = graph.add("EncodeLatent", vae=lance[1], media=picture[0], resolution="video_480p")
+    first_frame = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
     graph.add("PreviewImage", stage="Look", images=picture[0])
     clip = graph.add(
         "LanceGenerate",
         stage="Paint a clip",
         model=lance[0],
-        prompt="The lantern sways in the wind, its flame flickers, the curtain moves.",
-        size="video_480p",
-        frames=49,
+        prompt="A big yellow star moves right, starting on the left, on a black background.",
+        frames=CLIP_FRAMES,
         first_frame=first_frame[0],
     )
     save_video(graph, lance, clip)
@@ -376,9 +380,9 @@ def batch_of_four() -> Graph:
             f"Four need four times the time, and some more memory. {SEED}",
         )
     )
-    lance = load_lance(graph, IMAGE_MODEL)
-    prompt = "A cat asleep on a pile of old books, soft window light, oil painting."
-    four = graph.add("LanceGenerate", model=lance[0], prompt=prompt, size="image_512res", batch_size=4)
+    lance = graph.add("LoadLance")
+    prompt = "A big green circle in the center and a small red star at the top left, on a white background."
+    four = graph.add("LanceGenerate", model=lance[0], prompt=prompt, batch_size=4)
     decoded = graph.add("DecodeVideo", vae=lance[1], latent=four[0])
     graph.add("PreviewImage", images=decoded[0])
     return graph
@@ -425,14 +429,14 @@ BLUEPRINTS = (
         "Text to Image (Lance)",
         f"{IMAGE_TOOLS}/Text to image",
         "Paints a picture from words.",
-        painted_by("LanceGenerate", "prompt", "size.aspect_ratio"),
+        painted_by("LanceGenerate", "prompt", "size"),
     ),
     Offer(
         text_to_video,
         "Text to Video (Lance)",
         f"{VIDEO_TOOLS}/Text to video",
         "Paints a clip from words.",
-        painted_by("LanceGenerate", "prompt", "size.aspect_ratio", "frames"),
+        painted_by("LanceGenerate", "prompt", "size", "frames"),
     ),
     Offer(
         image_to_video,

@@ -15,7 +15,6 @@ import pytest
 from .server import PACK, ComfyServer, find_comfyui, find_python
 
 ROOT = Path(__file__).parents[2]
-WORKFLOWS = ROOT / "workflows"
 
 
 def write_extra_model_paths(path: Path, models: Path) -> None:
@@ -30,8 +29,8 @@ def make_tiny(folder: Path) -> Path:
     return folder
 
 
-def server_in(folder: Path, comfyui: Path, tiny: Path) -> ComfyServer:
-    """ComfyUI with this pack, the example media, and small checkpoints, all inside an empty folder.
+def server_in(folder: Path, comfyui: Path, tiny: Path | None = None) -> ComfyServer:
+    """ComfyUI with this pack and, unless the built-in one is enough, small checkpoints, all inside an empty folder.
 
     The checkpoints lie as the README's download puts the release: `Lance_3B` and `Lance_3B_Video` in models/lance. A
     third, `tiny/Lance_3B`, is found through extra_model_paths.
@@ -39,10 +38,11 @@ def server_in(folder: Path, comfyui: Path, tiny: Path) -> ComfyServer:
     base, elsewhere = folder / "comfyui", folder / "other_models"
     (base / "custom_nodes").mkdir(parents=True)
     os.symlink(ROOT, base / "custom_nodes" / PACK, target_is_directory=True)
+    if tiny is None:
+        return ComfyServer(comfyui, find_python(comfyui), base)
     shutil.copytree(tiny, base / "models/lance")
     shutil.copytree(tiny / "Lance_3B", base / "models/lance/Lance_3B_Video")
     shutil.copytree(tiny, elsewhere / "lance/tiny")
-    shutil.copytree(WORKFLOWS / "media", base / "input")
     write_extra_model_paths(base / "extra_model_paths.yaml", elsewhere)
     arguments = ("--extra-model-paths-config", str(base / "extra_model_paths.yaml"))
     return ComfyServer(comfyui, find_python(comfyui), base, arguments)

@@ -1,4 +1,4 @@
-"""Photographs the workflows in the editor for the README: `python -m tests.comfyui.draw_graphs` writes docs/*.jpg."""
+"""Photographs the workflows in the editor when they have run, as docs/*.jpg: `python -m tests.comfyui.draw_graphs`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from .conftest import ROOT, make_tiny, server_in
+from .conftest import ROOT, server_in
 from .server import find_comfyui
-from .test_browser import FLAGS, NAMES, READY, find_browser, load
+from .test_browser import FLAGS, NAMES, READY, WATCH, find_browser, load, run, wait_for_end
 
 MARGIN = 20  # pixels around the nodes
 WIDTH = 1600
@@ -32,6 +32,9 @@ FRAME = """() => {
 
 def photograph(page: Page, name: str) -> Image.Image:
     load(page, name)
+    run(page)
+    if (end := wait_for_end(page)) != ["execution_success", ""]:
+        raise RuntimeError(f"{name}: {end}")
     page.wait_for_timeout(1500)
     x, y, width, height = page.evaluate(FRAME)
     page.wait_for_timeout(700)
@@ -44,12 +47,12 @@ def photograph(page: Page, name: str) -> Image.Image:
 def main() -> None:
     (ROOT / "docs").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        tiny = make_tiny(Path(folder, "tiny"))
-        with server_in(Path(folder, "server"), find_comfyui(), tiny) as server:
+        with server_in(Path(folder), find_comfyui()) as server:
             browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
             page = browser.new_page(viewport={"width": 2400, "height": 1100})
             page.goto(server.url)
             page.wait_for_function(READY, timeout=90_000)
+            page.evaluate(WATCH)
             page.add_style_tag(content=".minimap-main-container, .graph-canvas-panel {visibility: hidden}")
             for name in NAMES:
                 photograph(page, name).save(ROOT / "docs" / f"{name}.jpg", quality=85, optimize=True)

@@ -1,23 +1,22 @@
-"""Draws the graphs of the help pages in the editor: `python -m tests.comfyui.draw_help` writes web/docs/*/graph.jpg."""
+"""Photographs the graphs of the help pages in the editor, where they show something when they have run.
+
+`python -m tests.comfyui.draw_help` writes web/docs/*/graph.jpg.
+"""
 
 from __future__ import annotations
 
 import io
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, Route, sync_playwright
 
-from lance_core.checkpoint import official_shapes
-from lance_core.config import LanceConfig, TextConfig, VisionConfig
-from lance_core.vae import VAEConfig
-
-from .conftest import ROOT, make_tiny, server_in
+from .build_workflows import CLIP_FRAMES, PICTURE
+from .conftest import ROOT, server_in
 from .server import find_comfyui
-from .test_browser import FLAGS, READY, find_browser
+from .test_browser import FLAGS, READY, WATCH, find_browser, run, wait_for_end
 
 DOCS = ROOT / "web/docs"
 WIDTH = 1000
@@ -70,56 +69,60 @@ GENERATE = "LanceGenerate"
 PAINT = (("VAEDecode", "PreviewImage"),)
 SHOWN = (("LoadLance", "VAE", "VAEDecode", "vae"), ("VAEDecode", "IMAGE", "PreviewImage", "images"))
 PAINTED = ((GENERATE, "LATENT", "VAEDecode", "samples"), *SHOWN)
-FOX = {"LanceLora": {"lora_name": "my_style.safetensors"}, GENERATE: {"prompt": "A red fox in the snow, golden hour"}}
-APPLE = {"LoadImage": {"image": "example.png"}}
+PROMPT = "A big red circle at the top left and a small blue square on the right, on a white background."
+MOTION = "A big red circle moves right, starting on the left, on a white background."
+STILL = {GENERATE: {"prompt": PROMPT}}
+SOURCE = {"LanceExample": {"seed": PICTURE}}
+SINKS = ("PreviewImage", "PreviewAny", "SaveVideo")
 
 
 def before_generate(node: str) -> Graph:
     """A node that changes the MODEL on its way from Load Lance to Lance Generate."""
     links = ((*LOAD_TO, node, "model"), (node, "MODEL", GENERATE, "model"), *PAINTED)
-    return Graph((("LoadLance",), (node,), (GENERATE,), *PAINT), links, FOX)
+    values = {"LanceLora": {"lora_name": "my_style.safetensors"}, **STILL}
+    return Graph((("LoadLance",), (node,), (GENERATE,), *PAINT), links, values)
 
 
 GRAPHS = {
-    "LoadLance": Graph((("LoadLance",), (GENERATE,), *PAINT), ((*LOAD_TO, GENERATE, "model"), *PAINTED), FOX),
-    "LanceGenerate": Graph((("LoadLance",), (GENERATE,), *PAINT), ((*LOAD_TO, GENERATE, "model"), *PAINTED), FOX),
+    "LoadLance": Graph((("LoadLance",), (GENERATE,), *PAINT), ((*LOAD_TO, GENERATE, "model"), *PAINTED), STILL),
+    "LanceGenerate": Graph((("LoadLance",), (GENERATE,), *PAINT), ((*LOAD_TO, GENERATE, "model"), *PAINTED), STILL),
     "LanceLora": before_generate("LanceLora"),
     "LanceGuidance": before_generate("LanceGuidance"),
     "LanceUnderstand": Graph(
-        (("LoadLance", "LoadImage"), ("EncodeSemantic",), ("LanceUnderstand",), ("PreviewAny",)),
+        (("LoadLance", "LanceExample"), ("EncodeSemantic",), ("LanceUnderstand",), ("PreviewAny",)),
         (
             (*LOAD_TO, "EncodeSemantic", "model"),
             (*LOAD_TO, "LanceUnderstand", "model"),
-            ("LoadImage", "IMAGE", "EncodeSemantic", "media"),
+            ("LanceExample", "IMAGE", "EncodeSemantic", "media"),
             ("EncodeSemantic", "semantic", "LanceUnderstand", "semantic"),
             ("LanceUnderstand", "answer", "PreviewAny", "source"),
         ),
-        {**APPLE, "LanceUnderstand": {"question": "What is on the table?"}},
+        {**SOURCE, "LanceUnderstand": {"question": "What colour is the circle?"}},
     ),
     "EncodeLatent": Graph(
-        (("LoadLance", "LoadImage"), ("EncodeLatent",), (GENERATE,)),
+        (("LoadLance", "LanceExample"), ("EncodeLatent",), (GENERATE,)),
         (
             (*LOAD_TO, GENERATE, "model"),
             ("LoadLance", "VAE", "EncodeLatent", "vae"),
-            ("LoadImage", "IMAGE", "EncodeLatent", "media"),
+            ("LanceExample", "IMAGE", "EncodeLatent", "media"),
             ("EncodeLatent", "LATENT", GENERATE, "first_frame"),
         ),
-        {**APPLE, "EncodeLatent": {"resolution": "video_480p"}, GENERATE: {"prompt": "The apple rolls", "frames": 49}},
+        {**SOURCE, GENERATE: {"prompt": MOTION, "frames": CLIP_FRAMES}},
     ),
     "LanceEdit": Graph(
-        (("LoadLance", "LoadImage"), ("EncodeSemantic", "EncodeLatent"), ("LanceEdit",), *PAINT),
+        (("LoadLance", "LanceExample"), ("EncodeSemantic", "EncodeLatent"), ("LanceEdit",), *PAINT),
         (
             (*LOAD_TO, "EncodeSemantic", "model"),
             (*LOAD_TO, "LanceEdit", "model"),
             ("LoadLance", "VAE", "EncodeLatent", "vae"),
-            ("LoadImage", "IMAGE", "EncodeSemantic", "media"),
-            ("LoadImage", "IMAGE", "EncodeLatent", "media"),
+            ("LanceExample", "IMAGE", "EncodeSemantic", "media"),
+            ("LanceExample", "IMAGE", "EncodeLatent", "media"),
             ("EncodeSemantic", "semantic", "LanceEdit", "semantic"),
             ("EncodeLatent", "LATENT", "LanceEdit", "latent"),
             ("LanceEdit", "LATENT", "VAEDecode", "samples"),
             *SHOWN,
         ),
-        {**APPLE, "LanceEdit": {"instruction": "Make the apple green, keep the table"}},
+        {**SOURCE, "LanceEdit": {"instruction": "Make the circle blue."}},
     ),
     "DecodeVideo": Graph(
         (("LoadLance",), (GENERATE,), ("DecodeVideo",), ("SaveVideo",)),
@@ -129,7 +132,7 @@ GRAPHS = {
             (GENERATE, "LATENT", "DecodeVideo", "latent"),
             ("DecodeVideo", "VIDEO", "SaveVideo", "video"),
         ),
-        {GENERATE: {"prompt": "A red fox runs through the snow", "size": "video_480p", "frames": 49}},
+        {GENERATE: {"prompt": MOTION, "frames": CLIP_FRAMES}},
     ),
     "LanceConditioning": Graph(
         (("LoadLance",), ("LanceConditioning", "EmptyLatentImage"), ("KSampler",), *PAINT),
@@ -143,8 +146,8 @@ GRAPHS = {
             *SHOWN,
         ),
         {
-            "LanceConditioning": {"prompt": "A red fox in the snow, golden hour"},
-            "EmptyLatentImage": {"width": 768, "height": 768},
+            "LanceConditioning": {"prompt": PROMPT},
+            "EmptyLatentImage": {"width": 64, "height": 64},
             "KSampler": {"steps": 30, "cfg": 4, "scheduler": "simple"},
         },
     ),
@@ -167,26 +170,33 @@ GRAPHS = {
             ("EmptyLatentImage", "LATENT", "SamplerCustomAdvanced", "latent_image"),
         ),
         {
-            "LanceConditioning": {"prompt": "A red fox in the snow, golden hour"},
-            "EmptyLatentImage": {"width": 768, "height": 768},
+            "LanceConditioning": {"prompt": PROMPT},
+            "EmptyLatentImage": {"width": 64, "height": 64},
             "CFGGuider": {"cfg": 4},
         },
     ),
 }
-GRAPHS["EncodeSemantic"] = GRAPHS["LanceUnderstand"]
+GRAPHS["EncodeSemantic"] = GRAPHS["LanceExample"] = GRAPHS["LanceUnderstand"]
 
 
-def status_of_the_release() -> dict:
-    """What Load Lance shows for the release on a machine that suits it."""
-    parts = official_shapes(LanceConfig(TextConfig(), VisionConfig()), VAEConfig(), variant="image")
-    sizes = [2 * sum(math.prod(shape) for shape in shapes.values()) for shapes in parts.values()]
-    needs = {"dtype": "bf16", **dict(zip(("model", "vision", "vae"), sizes, strict=True))}
-    machine = {"vram": [24 * 2**30, 22 * 2**30], "ram": [64 * 2**30, 50 * 2**30]}
-    return {"offered": True, "missing": [], "problems": [], "needs": needs, "machine": machine}
+def on_another_machine(route: Route) -> None:
+    """What Load Lance shows, with round figures for the machine."""
+    machine = {"vram": None, "ram": [16 * 2**30, 8 * 2**30]}
+    route.fulfill(json=route.fetch().json() | {"machine": machine})
+
+
+def can_run(graph: Graph) -> bool:
+    """Whether it shows something, and needs no file that is not there."""
+    types = {type for column in graph.columns for type in column}
+    return bool(types & {*SINKS}) and "LanceLora" not in types
 
 
 def photograph(page: Page, graph: Graph, last: int) -> Image.Image:
     page.evaluate(BUILD, {"columns": graph.columns, "links": graph.links, "values": graph.values, "last": last})
+    if can_run(graph):
+        run(page)
+        if (end := wait_for_end(page)) != ["execution_success", ""]:
+            raise RuntimeError(f"{graph.columns}: {end}")
     page.wait_for_timeout(1000)
     x, y, width, height = page.evaluate(FRAME)
     page.wait_for_timeout(700)
@@ -197,19 +207,19 @@ def photograph(page: Page, graph: Graph, last: int) -> Image.Image:
 
 
 def draw(page: Page) -> None:
-    page.route("**/lance/checkpoint*", lambda route: route.fulfill(json=status_of_the_release()))
+    page.route("**/lance/checkpoint*", on_another_machine)
     for i, (name, graph) in enumerate(GRAPHS.items()):
         photograph(page, graph, last=100 * i).save(DOCS / name / "graph.jpg", quality=80, optimize=True)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        tiny = make_tiny(Path(folder, "tiny"))
-        with server_in(Path(folder, "server"), find_comfyui(), tiny) as server:
+        with server_in(Path(folder), find_comfyui()) as server:
             browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
             page = browser.new_page(viewport={"width": 2000, "height": 1300})
             page.goto(server.url)
             page.wait_for_function(READY, timeout=90_000)
+            page.evaluate(WATCH)
             page.add_style_tag(content=".minimap-main-container, .graph-canvas-panel {visibility: hidden}")
             draw(page)
             browser.close()

@@ -1,169 +1,113 @@
-"""Draws the example media and the thumbnails of `workflows/`: `python -m tests.comfyui.draw_media`."""
+"""Draws the thumbnails of `workflows/` with what the built-in model makes of them: python -m tests.comfyui.draw_media.
+
+Each shows what goes into the workflow, pictures and words, and then what comes out of it.
+"""
 
 from __future__ import annotations
 
-from fractions import Fraction
+import math
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import av
-import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from lance_core.media import read_media, to_bytes
+from lance_core.world.example import example
 
 from .build_workflows import GRAPHS, WORKFLOWS
+from .conftest import server_in
+from .server import ComfyServer, Run, find_comfyui
+from .workflow_graph import Graph
 
-RED, GREEN, BLUE, YELLOW = (200, 38, 40), (92, 160, 52), (52, 96, 176), (232, 190, 48)
-WALL, WOOD, SHADOW = (226, 222, 210), (158, 112, 72), (112, 78, 50)
-SCALE = 4  # everything is drawn larger and shrunk, for smooth edges
+SIDE, MARGIN = 400, 14
+GROUND, ASKED, ANSWERED = (38, 42, 52), (226, 222, 210), (140, 210, 150)
+FONT_SIZES = range(26, 10, -2)
+MOST_TEXT = 0.45  # of the height
+WORDS = ("prompt", "question", "instruction")  # inputs that hold them
 
-
-def table(size: int) -> Image.Image:
-    """An empty table before a wall, `size` pixels square."""
-    picture = Image.new("RGB", (size, size), WALL)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, size * 0.6, size, size), fill=WOOD)
-    for row in (0.7, 0.82, 0.94):
-        draw.line((0, size * row, size, size * row), fill=SHADOW, width=max(size // 200, 1))
-    return picture
+Line = tuple[str, tuple[int, int, int]]  # words and their colour
 
 
-def shade(picture: Image.Image, box: tuple[float, float, float, float]) -> Image.Image:
-    """The picture with a soft shadow on the table."""
-    mask = Image.new("L", picture.size, 0)
-    ImageDraw.Draw(mask).ellipse(box, fill=150)
-    mask = mask.filter(ImageFilter.GaussianBlur(picture.width / 40))
-    return Image.composite(Image.new("RGB", picture.size, SHADOW), picture, mask)
+def pictures_in(graph: Graph) -> Iterator[Image.Image]:
+    for node in graph.nodes:
+        if node.type == "LanceExample":
+            frames, _ = example(node.value("seed"), node.value("frames"))
+            yield from moments(frames)
 
 
-def apple(picture: Image.Image, x: float, colour: tuple[int, int, int] = RED) -> Image.Image:
-    """The picture with an apple standing at x, a fraction of the width."""
-    s = picture.width
-    picture = shade(picture, (s * (x - 0.2), s * 0.72, s * (x + 0.24), s * 0.84))
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((s * (x - 0.19), s * 0.4, s * (x + 0.19), s * 0.78), fill=colour)
-    draw.line((s * x, s * 0.43, s * (x + 0.03), s * 0.32), fill=(84, 56, 36), width=s // 45)
-    draw.ellipse((s * (x + 0.03), s * 0.31, s * (x + 0.15), s * 0.38), fill=(78, 140, 60))
-    light = tuple(min(channel + 60, 255) for channel in colour)
-    draw.ellipse((s * (x - 0.12), s * 0.46, s * (x - 0.05), s * 0.55), fill=light)
-    return picture
+def pictures_out(server: ComfyServer, run: Run) -> Iterator[Image.Image]:
+    for path in server.output_files(run):
+        yield from moments(read_media(path)[0])
 
 
-def cup(picture: Image.Image, x: float) -> Image.Image:
-    """The picture with a blue cup standing at x, a fraction of the width."""
-    s = picture.width
-    picture = shade(picture, (s * (x - 0.2), s * 0.72, s * (x + 0.28), s * 0.84))
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((s * (x + 0.08), s * 0.47, s * (x + 0.28), s * 0.67), outline=BLUE, width=s // 24)
-    draw.rounded_rectangle((s * (x - 0.17), s * 0.4, s * (x + 0.17), s * 0.78), s * 0.06, fill=BLUE)
-    draw.ellipse((s * (x - 0.17), s * 0.36, s * (x + 0.17), s * 0.45), fill=(30, 58, 112))
-    return picture
+def moments(frames: Tensor) -> list[Image.Image]:
+    """A picture, or beginning, middle and end of a clip `[F, H, W, 3]`."""
+    shown = frames if len(frames) == 1 else frames[[0, len(frames) // 2, -1]]
+    return [Image.fromarray(to_bytes(frame).numpy()) for frame in shown]
 
 
-def ball(width: int, height: int, progress: float, colour: tuple[int, int, int] = RED) -> Image.Image:
-    """A ball that rolls from the left to the right while progress goes from 0 to 1, `width` by `height` pixels."""
-    picture = Image.new("RGB", (width * SCALE, height * SCALE), WALL)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, height * SCALE * 0.75, width * SCALE, height * SCALE), fill=WOOD)
-    radius = min(width, height) * SCALE * 0.2
-    x, y = radius + progress * (width * SCALE - 2 * radius), height * SCALE * 0.75 - radius
-    draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
+def words(graph: Graph, run: Run) -> list[Line]:
+    """What is typed, and what is answered."""
+    typed = [node.values[name] for node in graph.nodes for name in WORDS if name in node.values]
+    answers = [text for outputs in run.history["outputs"].values() for text in outputs.get("text", [])]
+    return [*((text, ASKED) for text in typed if isinstance(text, str)), *((text, ANSWERED) for text in answers)]
 
 
-def write_clip(path: Path, frames: list[Image.Image], fps: int) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps))
-        stream.width, stream.height = frames[0].size
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "18"}
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")))
-        container.mux(stream.encode())
+def card(pictures: list[Image.Image], lines: list[Line]) -> Image.Image:
+    """All pictures, as large as there is room for, above the words."""
+    image = Image.new("RGB", (SIDE, SIDE), GROUND)
+    top = SIDE - written(ImageDraw.Draw(image), lines) - MARGIN
+    columns, side = best_grid(len(pictures), SIDE - MARGIN, top - MARGIN)
+    rows = math.ceil(len(pictures) / columns)
+    left, above = (SIDE - columns * side) // 2, (top - rows * side) // 2
+    for i, picture in enumerate(pictures):
+        inner = side - MARGIN
+        place = left + i % columns * side + MARGIN // 2, above + i // columns * side + MARGIN // 2
+        image.paste(picture.convert("RGB").resize((inner, inner), Image.Resampling.BICUBIC), place)
+    return image
 
 
-def thumbnails() -> dict[str, Image.Image]:
-    """A drawing, 400 x 400, of what each workflow does: what goes in on the left, what comes out on the right."""
-    size = 400 * SCALE
-    red, green, blue = apple(table(size), 0.5), apple(table(size), 0.5, GREEN), cup(table(size), 0.5)
-    both = cup(apple(table(size), 0.27), 0.68)
-    rolling, yellow = ball(198, 400, 0.3), ball(198, 400, 0.3, YELLOW)
-    question, words = lettering("?", size), lettering("Aa", size)
-    return {
-        "text_to_image": halves(words, red),
-        "text_to_video": halves(words, rolling),
-        "image_to_video": halves(red, rolling),
-        "image_edit": halves(red, green),
-        "video_edit": halves(rolling, yellow),
-        "two_reference_edit": rows(halves(red, blue), both),
-        "ask_image": halves(red, question),
-        "ask_video": halves(rolling, question),
-        "understand_then_edit": halves(stacked(red, question), green),
-        "ksampler": rows(halves(words, noise(size)), red),
-        "inpaint": halves(masked(red), apple(table(size), 0.5, YELLOW)),
-        "describe_and_regenerate": halves(stacked(red, words), apple(table(size), 0.45, RED)),
-        "image_to_video_from_generated": halves(stacked(words, ball(400, 400, 0.1)), rolling),
-        "batch_of_four": rows(halves(red, blue), halves(green, apple(table(size), 0.5, YELLOW))),
-    }
+def best_grid(count: int, width: int, height: int) -> tuple[int, int]:
+    """Columns, and the side of a square, with which so many squares are largest."""
+    sides = {columns: min(width // columns, height // math.ceil(count / columns)) for columns in range(1, count + 1)}
+    columns = max(sides, key=sides.get)
+    return columns, sides[columns]
 
 
-def noise(size: int) -> Image.Image:
-    """Coarse coloured noise, `size` pixels square."""
-    grains = np.random.default_rng(0).integers(40, 230, (24, 24, 3), dtype=np.uint8)
-    return Image.fromarray(grains).resize((size, size), Image.Resampling.NEAREST)
+def written(draw: ImageDraw.ImageDraw, lines: list[Line]) -> int:
+    """Writes at the bottom of a card, in the largest letters that fit, and returns the height."""
+    for size in FONT_SIZES:
+        font = ImageFont.load_default(size)
+        wrapped = [(part, colour) for text, colour in lines for part in wrap(draw, text, font)]
+        height = round(1.3 * size) * len(wrapped) + MARGIN
+        if height <= MOST_TEXT * SIDE:
+            break
+    for i, (text, colour) in enumerate(wrapped):
+        draw.text((MARGIN, SIDE - height + round(1.3 * size) * i), text, fill=colour, font=font)
+    return height
 
 
-def masked(picture: Image.Image) -> Image.Image:
-    """The picture with a veil over its middle."""
-    mask = Image.new("L", picture.size, 0)
-    w, h = picture.size
-    ImageDraw.Draw(mask).rectangle((w * 0.29, h * 0.29, w * 0.71, h * 0.8), fill=190)
-    return Image.composite(Image.new("RGB", picture.size, "white"), picture, mask)
-
-
-def lettering(text: str, size: int) -> Image.Image:
-    picture = Image.new("RGB", (size, size), (38, 42, 52))
-    draw = ImageDraw.Draw(picture)
-    draw.text((size / 2, size / 2), text, fill=WALL, anchor="mm", font_size=size // 3)
-    return picture
-
-
-def middle(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The centre of the picture, of the aspect ratio and at the size wanted."""
-    scale = max(width / picture.width, height / picture.height)
-    w, h = width / scale, height / scale
-    x, y = (picture.width - w) / 2, (picture.height - h) / 2
-    return picture.resize((width, height), Image.Resampling.LANCZOS, box=(x, y, x + w, y + h))
-
-
-def halves(left: Image.Image, right: Image.Image) -> Image.Image:
-    picture = Image.new("RGB", (400, 400), "white")
-    picture.paste(middle(left, 198, 400), (0, 0))
-    picture.paste(middle(right, 198, 400), (202, 0))
-    return picture
-
-
-def rows(top: Image.Image, bottom: Image.Image) -> Image.Image:
-    picture = Image.new("RGB", (400, 400), "white")
-    picture.paste(middle(top, 400, 198), (0, 0))
-    picture.paste(middle(bottom, 400, 198), (0, 202))
-    return picture
-
-
-def stacked(top: Image.Image, bottom: Image.Image) -> Image.Image:
-    picture = Image.new("RGB", (198, 400), "white")
-    picture.paste(middle(top, 198, 198), (0, 0))
-    picture.paste(middle(bottom, 198, 198), (0, 202))
-    return picture
+def wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """The text in lines that are no wider than the card."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=font) <= SIDE - 2 * MARGIN:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def main() -> None:
-    media = WORKFLOWS / "media"
-    media.mkdir(parents=True, exist_ok=True)
-    for name, draw in (("example.png", apple), ("lance_example_2.png", cup)):
-        picture = draw(table(256 * SCALE), 0.5)
-        picture.resize((256, 256), Image.Resampling.LANCZOS).save(media / name, optimize=True)
-    write_clip(media / "lance_example.mp4", [ball(96, 64, frame / 16) for frame in range(17)], fps=12)
-    drawn = thumbnails()
-    for graph in GRAPHS:
-        drawn[graph.__name__].save(WORKFLOWS / f"{graph.__name__}.jpg", quality=85)
+    with tempfile.TemporaryDirectory() as folder, server_in(Path(folder), find_comfyui()) as server:
+        for build in GRAPHS:
+            graph = build()
+            run = server.run(graph.api())
+            pictures = [*pictures_in(graph), *pictures_out(server, run)]
+            card(pictures, words(graph, run)).save(WORKFLOWS / f"{build.__name__}.jpg", quality=88, optimize=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from .server import PACK, find_comfyui
 SNAPSHOT = ROOT / "tests/data/schemas.json"
 NODE_LIST = ROOT / "node_list.json"
 PROSE = {"tooltip", "placeholder", "display_name"}  # may change without a workflow noticing
-USER_FILES = {"checkpoint", "lora_name"}  # inputs whose options are what lies in the user's folders
+USER_FILES = {"checkpoint", "lora_name"}  # inputs whose options and default are what lies in the user's folders
 
 Schema = dict[str, Any]
 
@@ -50,7 +50,7 @@ def _inputs(kinds: dict[str, dict[str, list]]) -> list[Schema]:
 def _options(name: str, options: Schema | None = None) -> Schema:
     kept = {key: value for key, value in (options or {}).items() if key not in PROSE}
     if name in USER_FILES:
-        kept.pop("options")
+        kept = {key: value for key, value in kept.items() if key not in ("options", "default")}
     if "options" in kept:
         kept["options"] = [_choice(choice) for choice in kept["options"]]
     return kept

@@ -43,17 +43,14 @@ WATCH = """() => {
     for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(end, ({detail}) => seen.end = [end, detail.exception_message ?? '']);
 }"""
-# Smaller and shorter than shipped, so that a test of the editor does not wait for the model.
+# Shorter than shipped, so that a test of the editor does not wait for the model.
 SHRINK = """() => {
     const fresh = {seed: Date.now(), question: `What is this? ${Date.now()}`};  // or nothing would run a second time
-    const small = {steps: 2, max_new_tokens: 8, size: 'custom', resolution: 'image_256res', length: 5, ...fresh};
-    const side = {width: 64, height: 64, 'size.width': 64, 'size.height': 64};
-    const size = ['LanceGenerate', 'EmptyLatentImage', 'Wan22ImageToVideoLatent'];
+    const small = {steps: 2, max_new_tokens: 8, ...fresh};
     for (const node of app.graph.nodes) {
         const set = values => node.widgets?.filter(({name}) => name in values)
             .forEach(widget => widget.value = values[widget.name]);
         set(small);
-        if (size.includes(node.type)) set(side);
         set({frames: Math.min(node.widgets?.find(({name}) => name === 'frames')?.value, 5)});
     }
 }"""
@@ -231,6 +228,7 @@ def test_the_answer_appears_on_the_node_while_it_is_written(page, photograph):
     find = f"({NODE})('LanceUnderstand').widgets.find(({{name}}) => name === '{STREAMED}')?.value"
     page.evaluate(f"({NODE})('LanceUnderstand').widgets.find(({{name}}) => name === 'max_new_tokens').value = 3000")
     page.evaluate(f"({NODE})('LanceUnderstand').widgets[0].value = 'What is it? Tell all, {id(page)}.'")
+    page.evaluate(f"({NODE})('LoadLance').widgets[0].value = 'Lance_3B'")  # random weights: they do not come to an end
     run(page)
     page.wait_for_function(f"{find}?.length > 40", timeout=60_000)
     begun = page.evaluate(find)
@@ -248,7 +246,8 @@ def stop(page: Page) -> None:
 
 def test_the_button_stops_painting_within_steps(page, editor, photograph):
     drop(page, "text_to_image")
-    page.evaluate(f"({NODE})('LanceGenerate').widgets.find(({{name}}) => name === 'steps').value = 200")
+    for name, value in (("size", "'image_768res'"), ("steps", 200)):
+        page.evaluate(f"({NODE})('LanceGenerate').widgets.find(({{name}}) => name === '{name}').value = {value}")
     run(page)
     page.wait_for_function("seen.previews > 1", timeout=60_000)
     photograph(page)
@@ -293,6 +292,7 @@ def test_a_newcomer_opens_a_template_and_presses_run(page):
 def test_node_and_help_page_speak_the_language(browser, editor, errors, photograph, language, title, label):
     page = open_editor(browser, editor, errors, **{"Comfy.Locale": language, "Comfy.VueNodes.Enabled": False})
     add_node(page, "LanceGenerate")
+    page.evaluate(f"({NODE})('LanceGenerate').widgets.find(({{name}}) => name === 'size').value = 'image_768res'")
     widget = f"({NODE})('LanceGenerate').widgets.find(({{name}}) => name === 'size.aspect_ratio')"
     assert page.evaluate(f"{widget}.label") == label
     page.evaluate(f"app.canvas.selectNode(({NODE})('LanceGenerate'))")
@@ -326,6 +326,10 @@ def test_load_lance_says_what_is_missing_and_where_it_belongs(browser, bare, tin
     page = open_editor(browser, bare, errors, **{"Comfy.VueNodes.Enabled": NODES_2[mode]})
     drop(page, "text_to_image")
     status, folder = page.locator(".lance-status"), bare.folder / "models/lance"
+    expect(status.locator("p.memory")).to_contain_text("in fp32: model")  # of the built-in model
+    expect(status.locator("p.problem")).to_have_count(0)
+    choose = f"value => {{ const widget = ({NODE})('LoadLance').widgets[0]; widget.value = value; widget.callback() }}"
+    page.evaluate(choose, "Lance_3B")
     expect(status).to_contain_text(f"There is no checkpoint yet. Put Lance into {folder}")
     expect(status.locator("code")).to_have_text(f"hf download bytedance-research/Lance --local-dir {folder}")
     page.wait_for_timeout(300)

@@ -89,7 +89,7 @@ def test_only_what_has_changed_runs_again(server):
     server.run(prompt)
     asked = server.run(small(read("ask_image"), question="Which shapes are there?"))
     again = server.run(small(read("ask_image"), question="Which shapes are there?"))
-    assert cached(asked, prompt) == {"LoadLance", "LoadImage", "EncodeSemantic"}
+    assert cached(asked, prompt) == {"LoadLance", "LanceExample", "EncodeSemantic"}
     assert "LanceUnderstand" in cached(again, prompt)
 
 
@@ -184,21 +184,21 @@ def test_a_value_out_of_range_is_refused_before_anything_runs(server, workflow, 
 @pytest.mark.parametrize(
     ("workflow", "node_type", "input_name", "source"),
     [
-        ("text_to_image", "LanceGenerate", "model", "LoadImage"),
+        ("text_to_image", "LanceGenerate", "model", "LanceExample"),
         ("image_edit", "EncodeSemantic", "model", "EncodeLatent"),
         ("image_edit", "EncodeSemantic", "media", "EncodeLatent"),
-        ("image_edit", "EncodeLatent", "vae", "LoadImage"),
+        ("image_edit", "EncodeLatent", "vae", "LanceExample"),
         ("image_edit", "LanceEdit", "semantic", "EncodeLatent"),
         ("image_edit", "LanceEdit", "latent", "EncodeSemantic"),
-        ("ask_image", "LanceUnderstand", "semantic", "LoadImage"),
+        ("ask_image", "LanceUnderstand", "semantic", "LanceExample"),
         ("ksampler", "LanceConditioning", "model", "EmptyLatentImage"),
-        ("image_edit", "DecodeVideo", "latent", "LoadImage"),
+        ("image_edit", "DecodeVideo", "latent", "LanceExample"),
     ],
 )
 def test_a_wire_of_another_type_is_refused(server, workflow, node_type, input_name, source):
     prompt = small(read(workflow))
     prompt["90"] = small(read("image_edit"))["2"] | {"_meta": {}}
-    origin = "90" if source == "LoadImage" else one(prompt, source)[0]
+    origin = "90" if source == "LanceExample" else one(prompt, source)[0]
     node_id, inputs = one(prompt, node_type)
     inputs[input_name] = [origin, 0]
     with pytest.raises(InvalidPrompt) as refused:

@@ -192,3 +192,12 @@ def test_the_memory_estimate_counts_what_there_is(measured):
     assert estimates["large"] < estimates["two"] < 2 * estimates["large"]
     assert estimates["large"] == 48 * 48 // 12 * estimates["small"]
     assert estimates["context"] == estimates["keys and values"] > 0
+
+
+def test_the_benchmark_of_samplers_judges_what_they_paint(comfyui):
+    script, options = ROOT / "benchmarks/samplers.py", ["--count=1", "--steps", "1", "--samplers", "euler", "heun"]
+    command = [find_python(comfyui), script, comfyui, *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=comfyui)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if " passes" in line]
+    assert [row[0] for row in rows] == ["| euler", "| heun"] and all("% (" in row[1] for row in rows)

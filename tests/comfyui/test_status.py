@@ -113,3 +113,9 @@ def test_an_unknown_dtype_is_refused(server):
     with pytest.raises(HTTPError) as refusal:
         status(server, "Lance_3B", "fp4")
     assert refusal.value.code == 400
+
+
+def test_the_built_in_model_lacks_nothing(server):
+    told = status(server, "nano (built in)")
+    assert told["offered"] and told["missing"] == told["problems"] == []
+    assert 0 < sum(size for part, size in told["needs"].items() if part != "dtype") < 100e6

@@ -7,9 +7,11 @@ The editor's form stores widget values by position and repeats every socket, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from lance_core.layout import BUILT_IN_CHOICE
 
 PACK = "lance-core"  # the project's name, by which the registry knows the pack
 CONTROL = "fixed"  # what the editor does with a seed after a run
@@ -56,7 +58,6 @@ class Node:
     values: dict[str, Any]
     stage: str
     title: str | None = None
-    properties: dict[str, Any] = field(default_factory=dict)
 
     @property
     def spec(self) -> Spec:
@@ -96,6 +97,7 @@ MEDIA_TYPES = "IMAGE,VIDEO"
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"
 PICTURE_RATIO, CLIP_RATIO = ({"aspect_ratio": Widget("COMBO", ratio)} for ratio in ("1:1", "16:9"))
 SIZES = {
+    "auto": {},
     "image_768res": PICTURE_RATIO,
     "image_512res": PICTURE_RATIO,
     "video_480p": CLIP_RATIO,
@@ -113,9 +115,16 @@ CHANCE = {
 SPECS = {
     "LoadLance": Spec(
         "Load",
-        {"checkpoint": Widget("COMBO", "Lance_3B"), "weight_dtype": Widget("COMBO", "default")},
+        {"checkpoint": Widget("COMBO", BUILT_IN_CHOICE), "weight_dtype": Widget("COMBO", "default")},
         {"MODEL": "MODEL", "VAE": "VAE"},
         (320, 180),
+        PACK,
+    ),
+    "LanceExample": Spec(
+        "Load",
+        {"seed": Widget("INT", 0, suffix=(CONTROL,)), "frames": Widget("INT", 1)},
+        {"IMAGE": "IMAGE", "VIDEO": "VIDEO", "caption": "STRING"},
+        (320, 150),
         PACK,
     ),
     "EncodeSemantic": Spec(
@@ -152,7 +161,7 @@ SPECS = {
         {
             "model": Socket("MODEL"),
             "prompt": Widget("STRING", ""),
-            "size": Widget(DYNAMIC, "image_768res", choices=SIZES),
+            "size": Widget(DYNAMIC, "auto", choices=SIZES),
             "frames": Widget("INT", 1),
             **SAMPLING,
             "first_frame": Socket("LATENT", optional=True),
@@ -204,15 +213,6 @@ SPECS = {
         {"IMAGE": "IMAGE", "VIDEO": "VIDEO"},
         (300, 130),
         PACK,
-    ),
-    "LoadImage": Spec(
-        "Load",
-        {"image": Widget("COMBO", "example.png", suffix=("image",))},
-        {"IMAGE": "IMAGE", "MASK": "MASK"},
-        (320, 340),
-    ),
-    "LoadVideo": Spec(
-        "Load", {"file": Widget("COMBO", "lance_example.mp4", suffix=("image",))}, {"VIDEO": "VIDEO"}, (320, 340)
     ),
     "SolidMask": Spec(
         "Decide",
@@ -308,14 +308,13 @@ class Graph:
         *,
         stage: str | None = None,
         title: str | None = None,
-        properties: dict[str, Any] | None = None,
         **values: Any,
     ) -> Node:
         """Add a node. `values` sets widgets, or links inputs to an `Output`; names must be the spec's.
 
         stage: the box it is drawn in, where that is not its type's own; its first word is one of `COLOURS`.
         """
-        node = Node(len(self.nodes) + 1, type, values, stage or SPECS[type].stage, title, properties or {})
+        node = Node(len(self.nodes) + 1, type, values, stage or SPECS[type].stage, title)
         if unknown := values.keys() - node.inputs.keys():
             raise ValueError(f"{type} has no input {sorted(unknown)}")
         self.nodes.append(node)
@@ -406,7 +405,7 @@ def editor_node(node: Node, order: int, place: tuple[int, int], links: list[Link
         "inputs": inputs,
         "outputs": outputs,
         **({"title": node.title} if node.title else {}),
-        "properties": {"cnr_id": node.spec.pack, "Node name for S&R": node.type, **node.properties},
+        "properties": {"cnr_id": node.spec.pack, "Node name for S&R": node.type},
         "widgets_values": [value for name, entry in node.inputs.items() for value in _stored(node, name, entry)],
     }
 

@@ -35,7 +35,7 @@ const filled = (text, values) => text.split(/\{(\w+)\}/).map((part, i) => (i % 2
 
 const problem = (...children) => element("p", { className: "problem" }, ...children);
 
-const gigabytes = (bytes) => (bytes / GIB).toFixed(1);
+const gigabytes = (bytes) => (bytes / GIB).toFixed(bytes < GIB / 4 ? 3 : 1);
 
 function memoryLine(texts, { needs, machine }) {
   const parts = [];

@@ -1,0 +1,190 @@
+"""The built-in model: it is there, it is small, and what it says and paints is right.
+
+`pytest -m meaning` runs the tests, here and in tests/comfyui, that fail with random weights.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import cache, partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from lance_core import stages
+from lance_core.checkpoint import Lance, load_lance
+from lance_core.errors import LanceError
+from lance_core.inspection import inspect
+from lance_core.layout import BUILT_IN_CHOICE, BUILT_IN_FOLDER, find_checkpoint
+from lance_core.media import read_clip, read_image
+from lance_core.resize import own_size
+from lance_core.workflow import read_workflow, run_workflow
+from lance_core.workflow_nodes import find_checkpoint as find_by_name
+from lance_core.world import judge
+from lance_core.world.accuracy import CLEAN, plain, shows_all
+from lance_core.world.edits import KEEP, suggestion
+from lance_core.world.example import example
+from lance_core.world.render import draw, draw_clip
+from lance_core.world.scene import Clip, Scene, Thing, random_clip, random_scene
+from tests.comfyui.build_workflows import CLIP, CLIP_FRAMES, PICTURE
+
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = ROOT / "workflows/api"
+MOST_BYTES = 25e6
+meaning = pytest.mark.meaning
+
+SCENE: Scene = random_scene(Random(PICTURE), "test")
+FILM: Clip = random_clip(Random(CLIP), "test")
+
+
+@cache
+def nano() -> Lance:
+    return load_lance("nano", device="cpu")
+
+
+def circle_of(scene: Scene) -> Thing:
+    (circle,) = [thing for thing in scene.things if thing.shape == "circle"]
+    return circle
+
+
+def is_edited(before: torch.Tensor, after: torch.Tensor, scene: Scene, expected: Scene) -> bool:
+    """Whether the change of a scene's picture is the expected one, and all else has stayed as it was."""
+    rest = judge.psnr(after, before, judge.unchanged(draw(scene), draw(expected)))
+    return shows_all(judge.read_picture(after[0]), expected) and rest >= CLEAN
+
+
+# --- it is there -----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_complete_and_small():
+    assert inspect("nano").problems == ()
+    assert sum(path.stat().st_size for path in BUILT_IN_FOLDER.rglob("*") if path.is_file()) <= MOST_BYTES
+
+
+def test_it_is_found_by_its_names_and_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("nano").folder == BUILT_IN_FOLDER == find_checkpoint(Path("nano")).folder
+    assert find_by_name(BUILT_IN_CHOICE, ()) == find_by_name("nano", ()) == BUILT_IN_FOLDER
+    assert load_lance(device="cpu").config == nano().config
+
+
+def test_what_is_named_like_it_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    with pytest.raises(LanceError, match="nano holds no Lance checkpoint"):
+        find_checkpoint("nano")
+
+
+def test_it_knows_its_sizes():
+    own = nano().config.resolutions
+    assert own_size(own.image) == own_size(own.video) == (64, 64)
+    frames, _ = example(0)
+    assert stages.encode_latent(nano(), frames.repeat(1, 4, 4, 1)).shape[-2:] == (4, 4)
+
+
+def test_an_example_is_the_same_for_the_same_seed_and_says_what_it_shows():
+    frames, caption = example(PICTURE)
+    assert torch.equal(frames, draw(SCENE)) and "red circle" in caption
+    frames, caption = example(CLIP, CLIP_FRAMES)
+    assert torch.equal(frames, draw_clip(FILM, CLIP_FRAMES)) and "red circle" in caption
+    assert not torch.equal(example(1)[0], example(2)[0])
+
+
+def test_a_file_takes_the_example_s_place(tmp_path):
+    drawn, _ = example(3)
+    workflow = {
+        "1": {"class_type": "LanceExample", "inputs": {"seed": 3}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "drawn"}},
+    }
+    (saved,) = run_workflow(workflow, output=tmp_path)[0].files
+    assert torch.allclose(read_image(saved), drawn, atol=0.51 / 255)
+    overrides = ("LanceExample.seed=4", f"LanceExample.file={saved.name}")
+    (copied,) = run_workflow(workflow, output=tmp_path / "2", inputs=[tmp_path], overrides=overrides)[0].files
+    assert torch.equal(read_image(copied), read_image(saved))
+
+
+# --- it is right -----------------------------------------------------------------------------------------------------
+
+
+@meaning
+def test_what_colour_is_the_circle():
+    semantic = stages.encode_semantic(nano(), draw(SCENE))
+    assert plain(stages.understand(nano(), semantic, "What colour is the circle?")) == "red"
+
+
+@meaning
+def test_make_the_circle_blue():
+    before = draw(SCENE)
+    semantic, latent = stages.encode_semantic(nano(), before), stages.encode_latent(nano(), before)
+    after = stages.decode_video(nano(), stages.edit(nano(), semantic, latent, "Make the circle blue."))
+    assert is_edited(before, after, SCENE, SCENE.changed(circle_of(SCENE), colour="blue"))
+
+
+@meaning
+def test_the_command_line_understands_then_edits(tmp_path):
+    """As a newcomer types it, with nothing downloaded."""
+    command = [sys.executable, "-m", "lance_core", "run", str(WORKFLOWS / "understand_then_edit.json")]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    instruction, picture = done.stdout.splitlines()
+    true = suggestion(SCENE)
+    assert instruction == true.instruction + KEEP["en"]
+    assert is_edited(draw(SCENE), read_image(tmp_path / picture), SCENE, true.after)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a shipped workflow as it is: what it says, and the file that it writes."""
+
+    def run(name: str) -> tuple[str | None, Path | None]:
+        results = run_workflow(read_workflow(WORKFLOWS / f"{name}.json"), output=tmp_path, device="cpu")
+        texts, files = [r.text for r in results if r.text is not None], [f for r in results for f in r.files]
+        return next(iter(texts), None), next(reversed(files), None)
+
+    return run
+
+
+@meaning
+@pytest.mark.parametrize("name, answer", [("ask_image", "red"), ("ask_video", FILM.direction)])
+def test_a_workflow_answers(run, name, answer):
+    assert plain(run(name)[0]) == answer
+
+
+@meaning
+def test_a_workflow_paints_what_it_is_told(run):
+    things = Thing((0, 0), "red", "circle", "big"), Thing((1, 2), "blue", "square", "small")
+    assert shows_all(judge.read_picture(read_image(run("text_to_image")[1])[0]), Scene("white", things))
+
+
+@meaning
+@pytest.mark.parametrize("name, direction", [("text_to_video", "right"), ("image_to_video", "up")])
+def test_a_workflow_paints_a_motion(run, name, direction):
+    assert judge.read_clip(read_clip(run(name)[1])[0]).direction == direction
+
+
+@meaning
+def test_a_workflow_edits_a_clip(run):
+    film = judge.read_clip(read_clip(run("video_edit")[1])[0])
+    assert film.direction == FILM.direction
+    assert {thing.colour for thing in film.last.things if thing.shape == "circle"} == {"blue"}
+
+
+@meaning
+def test_other_examples_are_mostly_right():
+    """Of seeds that nobody has chosen."""
+    right = 0
+    for seed in range(8):
+        scene = random_scene(Random(seed), "test")
+        thing, before = scene.things[0], draw(scene)
+        semantic, latent = stages.encode_semantic(nano(), before), stages.encode_latent(nano(), before)
+        ask, change = partial(stages.understand, nano(), semantic), partial(stages.edit, nano(), semantic, latent)
+        right += plain(ask("What colour is the background?")) == scene.background
+        colour = "green" if thing.colour != "green" else "yellow"
+        kind = f"{thing.colour} {thing.shape}"
+        after = stages.decode_video(nano(), change(f"Make the {kind} {colour}."))
+        right += is_edited(before, after, scene, scene.changed(thing, colour=colour))
+    assert right >= 13  # of 16
