@@ -153,6 +153,40 @@ def test_no_example_sees_another(lance, order, taken):
     assert (gen is None) == (before_rows == 0)
 
 
+@torch.no_grad()
+def test_draws_share_their_context_and_do_not_see_each_other(lance):
+    example = EXAMPLES[1]
+    batch = packed(lance, [example], replace(PLAIN, draws=3))
+    source, *draws = blocks_of(batch)
+    assert len(draws) == 3 and len(set(batch.times.tolist())) == 4
+    assert len(batch.ids) == len(packed(lance, [example]).ids) + 2 * 2
+    context, block = context_of(lance, example)
+    found = velocities(lance, batch)
+    for rows, time in zip(draws, batch.times[1:]):
+        expected = lance.transformer.denoise(batch.rows[rows][None], time[None, None], block, context)[0]
+        torch.testing.assert_close(found[rows], expected, atol=2e-5, rtol=1e-4)
+        noise = batch.rows[rows] - (1 - time) * example.target.flatten(1).T
+        assert 0.8 < (noise / time).std() < 1.2
+
+
+@torch.no_grad()
+def test_questions_about_one_picture_are_scored_as_if_alone(lance):
+    pairs = [("what colour?", "red"), ("where is it, and how many?", "top left"), ("big?", "no")]
+    (first, answer), *others = pairs
+    together = Example("understand", first, answer=answer, pixels=(pixels(5, 1, 84, 84),), others=tuple(others))
+    alone = [replace(together, text=text, answer=answer, others=()) for text, answer in pairs]
+    trainee = Trainee(lance.transformer, lance.vision, PLAIN)
+
+    def written(batch: Batch) -> torch.Tensor:
+        return trainee.hidden(batch)[0][0, batch.answer_index]
+
+    batch, apart = packed(lance, [together]), packed(lance, alone)
+    assert len(batch.seen[0][0]) == 2 and len(apart.seen[0][0]) == 6
+    assert batch.answers.tolist() == apart.answers.tolist()
+    torch.testing.assert_close(written(batch), written(apart), atol=2e-5, rtol=1e-4)
+    assert tokens_of(together) < sum(map(tokens_of, alone))
+
+
 def test_the_velocity_is_from_data_to_noise(lance):
     example = EXAMPLES[0]
     batch = packed(lance, [example])

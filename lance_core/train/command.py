@@ -27,7 +27,8 @@ def train_from(
 
     Of several processes one calls on_step.
     """
-    needed("accelerate")
+    with needed():
+        import accelerate  # noqa: F401 (before anything is loaded)
     config = read_config(path)
     if not (config.data or config.small_world):
         raise LanceError(f"{path}: there is no data: add a [[data]] with a path, or with small_world = true.")

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from ..checks import check_number, check_seed, check_whole
 from ..errors import LanceError
 from ..flow import Sampling
+from .needed import needed
 from .objective import Objective
 
 Part = Literal["understanding", "generation", "vision"]
@@ -297,9 +298,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         import tomllib
     except ModuleNotFoundError:
-        from .needed import needed
-
-        tomllib = needed("tomli")
+        with needed():
+            import tomli as tomllib
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

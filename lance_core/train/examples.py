@@ -29,6 +29,7 @@ class Example:
     latents: tuple[Tensor, ...] = ()
     target: Tensor | None = None
     first_frame: bool = False
+    others: tuple[tuple[str, str], ...] = ()
 
 
 class Examples(Protocol):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import LanceError
 
 
-def needed(name: str) -> ModuleType:
-    """That package, imported; LanceError saying how to install it where it is missing."""
+@contextmanager
+def needed() -> Iterator[None]:
+    """Around an import of such a package: LanceError saying how to install it where it is missing."""
     try:
-        return import_module(name)
-    except ModuleNotFoundError:
-        raise LanceError(f'training needs {name}: install it with `pip install "lance-core[train]"`.') from None
+        yield
+    except ModuleNotFoundError as error:
+        raise LanceError(f'training needs {error.name}: install it with `pip install "lance-core[train]"`.') from None

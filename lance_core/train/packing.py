@@ -1,7 +1,8 @@
 """Several examples as one sequence for both experts, and masks by which none sees another.
 
 Everything but attention works on the tokens of all examples together, without padding. Attention takes the examples
-apart again, in groups of similar length, each with the mask of the model's segments.
+apart again, in groups of similar length, each with the mask of the model's segments. An example may have several ends
+(noise blocks of different times, questions about the same picture), which see all before them and not each other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..config import LanceConfig
 from ..errors import LanceError
 from ..request import check_length
-from ..sequence import Grid, Sequence, build, shortened, unconditional
+from ..sequence import Grid, Segment, Sequence, build, shortened, unconditional
 from ..tokenizer import Tokenizer
 from ..transformer import latent_position_ids, latent_position_rows
 from .examples import Example
@@ -23,6 +24,7 @@ from .examples import Example
 WASTE = 1.3  # padded length of a group over the length of its shortest example, at most
 TEMPLATE = 24  # tokens of the chat template and the system prompt, about
 BYTES_PER_TOKEN = 4  # of a text, about
+PADDING = 1 << 20  # number and branch of what fills a group up: behind everything, and seen by no token
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Noising:
     """How examples are changed while they are learned. Probabilities 0..1.
 
     timestep_mean, timestep_std: of the normal whose sigmoid is the time; timestep_shift: s·t / (1 + (s - 1)·t) of that.
+    draws: noise blocks of different times for each target, all behind the same context, which is computed once.
     text_dropout: words of a generation or an edit are left out, which is what guidance leads away from; vit_dropout,
     vae_dropout: likewise what the vision tower saw of an edit's references, and their latents.
     """
@@ -77,6 +80,7 @@ class Noising:
     timestep_mean: float = 0.0
     timestep_std: float = 1.0
     timestep_shift: float = 4.0
+    draws: int = 1
     text_dropout: float = 0.1
     vit_dropout: float = 0.1
     vae_dropout: float = 0.0
@@ -144,24 +148,71 @@ def pack(
 
     Raises LanceError for an example that has neither an answer nor a target, or whose text is too long.
     """
-    streams, sequences = _Streams(), []
-    times = noising.times(len(examples), generator).tolist()
+    streams, packed = _Streams(), []
+    times = noising.times(len(examples) * noising.draws, generator).view(len(examples), -1).tolist()
     dropped = torch.rand(len(examples), 3, generator=generator) < torch.tensor(
         (noising.text_dropout, noising.vit_dropout, noising.vae_dropout)
     )
-    for example, time, drops in zip(examples, times, dropped.tolist()):
-        sequence = _sequence(example, tokenizer, config, *drops)
-        _add(streams, example, sequence, time, generator, tokenizer)
-        sequences.append(sequence)
-    return _finish(streams, sequences, config).to(device)
+    for example, own_times, drops in zip(examples, times, dropped.tolist()):
+        pieces = _pieces(example, own_times, tokenizer, config, *drops)
+        _add(streams, example, pieces, generator)
+        packed.append(pieces)
+    return _finish(streams, packed, config).to(device)
 
 
-def tokens_of(example: Example) -> int:
+def tokens_of(example: Example, draws: int = 1) -> int:
     """About how many tokens it has: exactly those of pictures and clips, the words by their length."""
     seen = sum(x[0].numel() // (2 * 28 * 28) for x in example.pixels)
-    latents = sum(x[0].numel() for x in (*example.latents, *([example.target] if example.target is not None else [])))
-    words = example.text + (example.answer or "") + (example.system or "")
-    return TEMPLATE + seen + latents + len(words.encode()) // BYTES_PER_TOKEN
+    latents = sum(x[0].numel() for x in example.latents)
+    target = 0 if example.target is None else example.target[0].numel() * draws
+    others = "".join(question + answer for question, answer in example.others)
+    words = example.text + (example.answer or "") + (example.system or "") + others
+    return TEMPLATE + seen + latents + target + len(words.encode()) // BYTES_PER_TOKEN
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A segment of an example. branch: 0 for what all its ends see, then 1, 2 … by end. time: of a noise block.
+
+    answer: how many tokens at its end are to be learned.
+    """
+
+    sequence: Sequence
+    segment: Segment
+    number: int
+    branch: int = 0
+    time: float = 0.0
+    answer: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.segment.end - self.segment.start
+
+
+def _pieces(
+    example: Example,
+    times: list[float],
+    tokenizer: Tokenizer,
+    config: LanceConfig,
+    no_text: bool,
+    no_vit: bool,
+    no_vae: bool,
+) -> list[_Piece]:
+    sequence = _sequence(example, tokenizer, config, no_text, no_vit, no_vae)
+    if example.target is not None:
+        end = next(index for index, segment in enumerate(sequence.segments) if segment.role == "noise")
+        before = [_Piece(sequence, segment, index) for index, segment in enumerate(sequence.segments[:end])]
+        noise = sequence.segments[end]
+        return before + [_Piece(sequence, noise, end, branch, time) for branch, time in enumerate(times, start=1)]
+    pairs = [(example.text, example.answer), *example.others]
+    asked = [replace(example, text=text, answer=answer, others=()) for text, answer in example.others]
+    sequences = [sequence, *(_sequence(other, tokenizer, config, False, False, False) for other in asked)]
+    end = len(sequence.segments) - 1  # the question; without a picture it begins with the system prompt
+    before = [_Piece(sequence, segment, index) for index, segment in enumerate(sequence.segments[:end])]
+    return before + [
+        _Piece(own, own.segments[-1], end, branch, answer=len(tokenizer.encode(answer)) + 1)
+        for branch, (own, (_, answer)) in enumerate(zip(sequences, pairs), start=1)
+    ]
 
 
 def _sequence(
@@ -199,33 +250,26 @@ def _tokens(pixels: Tensor, config: LanceConfig) -> Grid:
     return pixels.shape[1] // config.vision.temporal_patch_size, pixels.shape[2] // side, pixels.shape[3] // side
 
 
-def _add(
-    streams: _Streams,
-    example: Example,
-    sequence: Sequence,
-    time: float,
-    generator: torch.Generator,
-    tokenizer: Tokenizer,
-) -> None:
-    ids, pixels, latents = sequence.ids.tolist(), iter(example.pixels), iter(example.latents)
-    for segment in _used(sequence):
+def _add(streams: _Streams, example: Example, pieces: list[_Piece], generator: torch.Generator) -> None:
+    pixels, latents = iter(example.pixels), iter(example.latents)
+    for piece in pieces:
+        segment = piece.segment
+        ids = piece.sequence.ids[segment.start : segment.end].tolist()
         if segment.grid is None:
-            streams.add_ids(ids[segment.start : segment.end])
+            streams.add_ids(ids)
+            if piece.answer:
+                end = len(streams.ids)
+                streams.answers += ids[-piece.answer :]
+                streams.answer_index += range(end - piece.answer - 1, end - 1)
             continue
-        count = segment.end - segment.start - 2
-        streams.add_ids([ids[segment.start]])
+        streams.add_ids(ids[:1])
         if segment.role == "semantic":
-            streams.add_seen(next(pixels), count)
+            streams.add_seen(next(pixels), piece.length - 2)
         elif segment.role == "noise":
-            _add_target(streams, example, time, generator)
+            _add_target(streams, example, piece.time, generator)
         else:
             streams.add_rows(next(latents), [0.0])
-        streams.add_ids([ids[segment.end - 1]])
-    if example.answer is not None:
-        answer = [*tokenizer.encode(example.answer), ids[-1]]
-        end = len(streams.ids)
-        streams.answers += answer
-        streams.answer_index += range(end - len(answer) - 1, end - 1)
+        streams.add_ids(ids[-1:])
 
 
 def _add_target(streams: _Streams, example: Example, time: float, generator: torch.Generator) -> None:
@@ -242,22 +286,17 @@ def _add_target(streams: _Streams, example: Example, time: float, generator: tor
     streams.targets.append((noise - target).flatten(1).T[given:])
 
 
-def _used(sequence: Sequence) -> list:
-    """The segments up to the target: what the template has behind it changes nothing."""
-    noise = [index for index, segment in enumerate(sequence.segments) if segment.role == "noise"]
-    return list(sequence.segments[: noise[0] + 1] if noise else sequence.segments)
-
-
-def _finish(streams: _Streams, sequences: list[Sequence], config: LanceConfig) -> Batch:
+def _finish(streams: _Streams, packed: list[list[_Piece]], config: LanceConfig) -> Batch:
     starts = torch.tensor((0, len(streams.ids), len(streams.ids) + streams.seen_tokens))
     parts = torch.cat(streams.parts)
     tokens = torch.cat(streams.places) + starts[parts]  # of every token in reading order, its place in the streams
-    lengths = [_used(sequence)[-1].end for sequence in sequences]
+    pieces = [piece for own in packed for piece in own]
+    columns = [p.sequence.positions[:, p.segment.start : p.segment.end] for p in pieces]
     positions = torch.empty(3, len(tokens), dtype=torch.long)
-    positions[:, tokens] = torch.cat([s.positions[:, :length] for s, length in zip(sequences, lengths)], dim=1)
+    positions[:, tokens] = torch.cat(columns, dim=1)
     seen, seen_order = _by_size(streams.seen, config)
     row_ids = torch.cat(streams.row_ids) if streams.row_ids else torch.empty(0, dtype=torch.long)
-    groups, to_streams = _groups(sequences, lengths, tokens)
+    groups, to_streams = _groups(packed, tokens)
     return Batch(
         ids=torch.tensor(streams.ids),
         seen=seen,
@@ -289,12 +328,12 @@ def _by_size(seen: list[Tensor], config: LanceConfig) -> tuple[tuple[Tensor, ...
     return clips, torch.argsort(torch.cat(places)) if places else torch.empty(0, dtype=torch.long)
 
 
-def _groups(sequences: list[Sequence], lengths: list[int], tokens: Tensor) -> tuple[tuple[Group, ...], Tensor]:
+def _groups(packed: list[list[_Piece]], tokens: Tensor) -> tuple[tuple[Group, ...], Tensor]:
     """The examples in groups, and for every token of the streams where it is in what the groups give, end to end."""
-    starts = [0, *torch.tensor(lengths).cumsum(0).tolist()]
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    lengths = [sum(piece.length for piece in pieces) for pieces in packed]
+    own_tokens = tokens.split(lengths)
     members: list[list[int]] = []
-    for index in order:
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if members and lengths[members[-1][0]] <= WASTE * lengths[index]:
             members[-1].append(index)
         else:
@@ -303,18 +342,25 @@ def _groups(sequences: list[Sequence], lengths: list[int], tokens: Tensor) -> tu
     for group in members:
         longest = lengths[group[0]]
         index = torch.zeros(len(group), longest, dtype=torch.long)
-        segment = torch.full((len(group), longest), 1 << 20)  # behind everything: padding sees all and is not seen
+        number, branch = torch.full((2, len(group), longest), PADDING)
         causal = torch.zeros(len(group), longest, dtype=torch.bool)
         for row, i in enumerate(group):
-            own = tokens[starts[i] : starts[i + 1]]
-            index[row, : lengths[i]] = own
-            to_streams[own] = torch.arange(before, before + lengths[i])
+            index[row, : lengths[i]] = own_tokens[i]
+            to_streams[own_tokens[i]] = torch.arange(before, before + lengths[i])
             before += longest
-            for number, part in enumerate(_used(sequences[i])):
-                segment[row, part.start : part.end] = number
-                causal[row, part.start : part.end] = part.attention == "causal"
-        place = torch.arange(longest)
-        seen = segment[:, None, :] < segment[:, :, None]
-        own = (segment[:, None, :] == segment[:, :, None]) & (~causal[:, :, None] | (place <= place[:, None]))
-        groups.append(Group(index, (seen | own)[:, None]))
+            start = 0
+            for piece in packed[i]:
+                where = slice(start, start + piece.length)
+                number[row, where], branch[row, where] = piece.number, piece.branch
+                causal[row, where] = piece.segment.attention == "causal"
+                start += piece.length
+        groups.append(Group(index, visible(number, branch, causal)[:, None]))
     return tuple(groups), to_streams
+
+
+def visible(number: Tensor, branch: Tensor, causal: Tensor) -> Tensor:
+    """Who sees whom, `[S, L, L]` boolean, for the segments' numbers, their branches and kinds, `[S, L]` each."""
+    place = torch.arange(number.shape[1])
+    earlier = number[:, None] < number[:, :, None]
+    same = (number[:, None] == number[:, :, None]) & (~causal[:, :, None] | (place <= place[:, None]))
+    return (earlier | same) & ((branch[:, None] == 0) | (branch[:, None] == branch[:, :, None]))

@@ -41,7 +41,8 @@ def own_device(device: str = "auto") -> str:
 
 def accelerator_of(config: TrainConfig, device: torch.device) -> Accelerator:
     """The engine for a model on that device, with this process joined to the others."""
-    accelerate = needed("accelerate")
+    with needed():
+        import accelerate
     if config.train.shard and processes() == 1:
         raise LanceError("train.shard needs several processes: start them with torchrun, or set it to false.")
     accelerate.state.AcceleratorState._reset_state()  # an earlier run of this process may have had another precision

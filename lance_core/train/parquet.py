@@ -34,7 +34,10 @@ KINDS: dict[str, Kind] = {"i": "image", "v": "video"}
 
 def load_pyarrow() -> tuple[ModuleType, ModuleType]:
     """pyarrow and pyarrow.parquet; LanceError where they are not installed."""
-    return needed("pyarrow"), needed("pyarrow.parquet")
+    with needed():
+        import pyarrow
+        import pyarrow.parquet
+    return pyarrow, pyarrow.parquet
 
 
 class ParquetRows:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,8 @@ def batches_of(
 
     share = Share(accelerator.process_index, accelerator.num_processes)
     number = step * config.train.accumulate
-    return Batches(examples, packed, tokens_of, config.train.tokens, config.seed, share, cursor, number)
+    measure = partial(tokens_of, draws=config.objective.draws)
+    return Batches(examples, packed, measure, config.train.tokens, config.seed, share, cursor, number)
 
 
 def resume(config: TrainConfig, learner: Learner, folder: Path) -> tuple[int, int]:

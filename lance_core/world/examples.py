@@ -27,6 +27,7 @@ from .words import Language, at, caption, clip_caption
 CHINESE = 0.15  # share of examples
 LENGTHS = (9, 9, 9, 9, 9, 9, 13, 17)  # frames of clips
 DESCRIBE = ("Describe the picture.", "描述这张图片。")
+QUESTIONS, DESCRIBED = 4, 0.5  # about one picture, and how often a description is asked for as well
 TOGETHER = 16  # edits or clips encoded in a batch
 
 Medium = tuple[Tensor, Tensor]  # what the vision tower sees, as bytes `[F, H, W, 3]`, and the latent `[48, T, h, w]`
@@ -58,8 +59,8 @@ class SmallWorld:
         self.tasks: dict[Callable[[Random], Example], float] = {
             self.paint: 0.30,
             self.edit: 0.24,
-            self.ask: 0.20,
-            self.describe: 0.09,
+            self.ask: 0.25,
+            self.describe: 0.04,
             self.join: 0.02,
             self.film: 0.07,
             self.animate: 0.02,
@@ -90,15 +91,18 @@ class SmallWorld:
 
     def ask(self, random: Random) -> Example:
         scene, (pixels, _) = self.picture(random)
-        question = random_question(scene, random, language(random), vocabulary=self.vocabulary)
-        return Example("understand", question.text, answer=question.answer, pixels=(seen(pixels),))
+        asked = [random_question(scene, random, language(random), vocabulary=self.vocabulary) for _ in range(QUESTIONS)]
+        pairs = [(question.text, question.answer) for question in asked]
+        if random.random() < DESCRIBED:
+            chosen = language(random)
+            pairs.append((DESCRIBE[chosen == "zh"], caption(scene, random, chosen)))
+        (text, answer), *others = pairs
+        return Example("understand", text, answer=answer, pixels=(seen(pixels),), others=tuple(others))
 
     def describe(self, random: Random) -> Example:
         scene, (pixels, _) = self.picture(random)
         chosen = language(random)
-        text = DESCRIBE[chosen == "zh"]
-        system = describe_prompt("image") if random.random() < 0.5 else None
-        answer = caption(scene, random, chosen)
+        text, answer, system = DESCRIBE[chosen == "zh"], caption(scene, random, chosen), describe_prompt("image")
         return Example("understand", text, answer=answer, system=system, pixels=(seen(pixels),))
 
     def join(self, random: Random) -> Example:
@@ -118,8 +122,10 @@ class SmallWorld:
 
     def ask_of_clip(self, random: Random) -> Example:
         clip, ((pixels, _),) = self.one_of(self.new_clip, random)
-        question = clip_question(clip, random, language(random))
-        return Example("understand", question.text, answer=question.answer, kind="video", pixels=(seen(pixels),))
+        asked = [clip_question(clip, random, language(random)) for _ in range(QUESTIONS)]
+        (text, answer), *others = [(question.text, question.answer) for question in asked]
+        looked = (seen(pixels),)
+        return Example("understand", text, answer=answer, kind="video", pixels=looked, others=tuple(others))
 
     def picture(self, random: Random) -> tuple[Scene, Medium]:
         """Of an edit, before or after it."""

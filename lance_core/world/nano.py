@@ -71,7 +71,7 @@ TRAINING = Training(
     ema=0.999,
     log_every=50,
 )
-OBJECTIVE = Objective(timestep_shift=1.5, timestep_std=1.1, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5)
+OBJECTIVE = Objective(timestep_shift=1.5, timestep_std=1.1, draws=3, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5)
 
 OnProgress = Callable[[str, int, int, dict[str, float]], None]
 
