@@ -15,6 +15,7 @@ from PIL import Image
 
 from lance_core.workflow import run_workflow
 from lance_core.world.example import example
+from lance_core.world.render import SIDE
 
 from .build_workflows import GRAPHS, WORKFLOWS
 from .server import ComfyServer, ExecutionFailed, InvalidPrompt, Prompt, Run
@@ -334,7 +335,7 @@ def test_core_nodes_read_our_latent_and_we_read_theirs(server):
     prompt[decode_id] = {"class_type": "VAEDecode", "inputs": {"samples": decode["latent"], "vae": decode["vae"]}}
     prompt[latent_id] = {"class_type": "VAEEncode", "inputs": {"pixels": latent["media"], "vae": latent["vae"]}}
     with Image.open(file_of(server, server.run(prompt), ".png")) as picture:
-        assert picture.size == (256, 256)
+        assert picture.size == (SIDE, SIDE)
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------
