@@ -25,7 +25,7 @@ from ..tokenizer import Tokenizer
 from ..train.config import Saving, TrainConfig, Training
 from ..train.objective import Objective
 from ..train.trainer import train
-from ..train.vae import VAETraining, initialize, standardize, train_vae
+from ..train.vae import OnStep, VAETraining, initialize, standardize, train_vae
 from ..transformer import LanceTransformer
 from ..vae import VAEConfig, WanVAE
 from ..vit import VisionTower
@@ -59,9 +59,12 @@ VAE_FILE = "Wan2.2_VAE.safetensors"
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 STANDARD_BATCHES = 64
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
-VAE_TRAINING = VAETraining(steps=6000)
+VAE_PHASES = (  # and how often a batch is of clips in each
+    (VAETraining(steps=6000, learning_rate=2e-3), 4),
+    (VAETraining(steps=3200, learning_rate=1.5e-3), 3),
+)
 TRAINING = Training(
-    steps=5000,
+    steps=20000,
     tokens=2600,
     learning_rate=1.5e-3,
     min_learning_rate=2e-5,
@@ -83,10 +86,10 @@ def make_nano(folder: str | Path, work: str | Path, *, seed: int = 0, on_progres
     """
     work = Path(work)
 
-    def told(what: str, steps: int) -> Callable[[int, dict[str, float]], None]:
+    def told(what: str, steps: int) -> OnStep:
         return lambda step, values: on_progress and on_progress(what, step, steps, values)
 
-    vae = trained_vae(work / "vae.safetensors", seed, told("VAE", VAE_TRAINING.steps))
+    vae = trained_vae(work / "vae.safetensors", seed, told)
     lance = fresh_lance(vae, seed)
     config = training(work, seed)
     examples = world_examples(lance, seed=seed)
@@ -130,16 +133,18 @@ def texts() -> Iterator[str]:
         yield from DESCRIBE
 
 
-def trained_vae(path: Path, seed: int, on_step: Callable[[int, dict[str, float]], None]) -> WanVAE:
-    """The VAE at `path`, which is made if there is none."""
+def trained_vae(path: Path, seed: int, told: Callable[[str, int], OnStep]) -> WanVAE:
+    """The VAE at `path`, which is made if there is none. told: of a name and a number of steps, what tells of one."""
     vae = WanVAE(VAE)
     if path.is_file():
         vae.load_state_dict(load_file(path))
         return vae
-    torch.manual_seed(seed)
     initialize(vae, torch.Generator().manual_seed(seed))
-    train_vae(vae, vae_batches(seed), VAE_TRAINING, on_step)
-    standardize(vae, vae_batches(seed + 1), STANDARD_BATCHES)
+    for number, (training, clips_every) in enumerate(VAE_PHASES):
+        own = seed + 2 * number
+        torch.manual_seed(own)
+        train_vae(vae, vae_batches(own, clips_every), training, told(f"VAE {number + 1}", training.steps))
+        standardize(vae, vae_batches(own + 1), STANDARD_BATCHES)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, path)
     return vae
