@@ -275,10 +275,7 @@ def train(args: argparse.Namespace, bars: Bars) -> None:
 def make_nano(args: argparse.Namespace, bars: Bars) -> None:
     from .world.nano import make_nano
 
-    def show(what: str, step: int, steps: int, values: dict[str, float]) -> None:
-        bars(what, step, steps)
-
-    print(make_nano(args.folder, args.work, seed=args.seed, on_progress=show))
+    print(make_nano(args.folder, args.work, seed=args.seed, on_progress=bars))
 
 
 def run(args: argparse.Namespace, bars: Bars) -> None:

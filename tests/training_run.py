@@ -54,7 +54,8 @@ def configuration(output: Path, **options) -> TrainConfig:
 
 
 def main(output: str, *given: str) -> None:
-    options = {name: int(value) for name, _, value in (option.partition("=") for option in given)}
+    pairs = (option.partition("=") for option in given)
+    options = {name: int(value) if value.isdigit() else value for name, _, value in pairs}
     stop = options.pop("stop", 0)
     options["shard"] = bool(options.get("shard"))
 

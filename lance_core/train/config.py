@@ -18,7 +18,7 @@ Part = Literal["understanding", "generation", "vision"]
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 # What a run's weights are and what they have seen: it cannot go on with others. The rest may change on the way.
 ESSENTIALS = ("seed", "model", "lora", "objective", "data", "small_world")
-ESSENTIAL_TRAINING = ("method", "parts", "tokens", "accumulate")
+ESSENTIAL_TRAINING = ("method", "optimizer", "parts", "tokens", "accumulate")
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,19 @@ class Training:
     method: "full" trains the weights themselves, "lora" small matrices beside them. steps: updates of the weights.
     tokens: of a batch of one process, of all its examples together; a single longer example makes a batch of its own.
     accumulate: batches per step. learning_rate: the highest, after `warmup` steps; with "cosine" it falls to
-    min_learning_rate at the end. betas, weight_decay: AdamW's; only matrices decay. clip: of the gradient's norm; 0:
-    none. ema: decay per step of the averaged weights, which are what is kept in the end; 0: none. precision: of the
-    computation; "auto" is bf16 on CUDA and fp32 elsewhere. Trained weights are float32 always. checkpointing: layers
-    are computed again in the backward pass instead of kept, a third slower for a fraction of the memory. parts: of the
-    model, with "full". shard: several processes share the weights among them (FSDP2) instead of having all of them
-    each. log_every: steps between two lines of the log.
+    min_learning_rate at the end. optimizer: "muon" for the layers' matrices, with AdamW for the rest. betas: AdamW's.
+    weight_decay: of matrices. clip: of the gradient's norm; 0: none. ema: decay per step of the averaged weights, which
+    are what is kept in the end; 0: none. precision: of the computation; "auto" is bf16 on CUDA and fp32 elsewhere.
+    Trained weights are float32 always. checkpointing: layers are computed again in the backward pass instead of kept, a
+    third slower for a fraction of the memory. parts: of the model, with "full". shard: several processes share the
+    weights among them (FSDP2) instead of having all of them each. log_every: steps between two lines of the log.
     """
 
     method: Literal["full", "lora"] = "full"
     steps: int = 1000
     tokens: int = 4096
     accumulate: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     min_learning_rate: float = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -71,6 +72,8 @@ class Training:
             check_number(f"train.{name}", value, 0.0, 1 - 1e-9)
         if self.min_learning_rate > self.learning_rate:
             raise LanceError("train.min_learning_rate is above train.learning_rate: make it smaller.")
+        if self.optimizer == "muon" and self.shard:
+            raise LanceError('train.optimizer "muon" needs whole matrices: set train.shard = false, or choose "adamw".')
         if not self.parts:
             raise LanceError('train.parts is empty: name at least one of "understanding", "generation", "vision".')
 

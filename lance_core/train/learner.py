@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoint import Lance
 from ..errors import LanceError
 from .batches import Drawn, seed_of
-from .config import TrainConfig, Training
+from .config import TrainConfig
 from .objective import Trainee
+from .optimizers import MOMENTS, optimizers_of
 from .parallel import like, local, places_of, sharded, use_in_loss
 from .schedule import decay, learning_rate
 
@@ -23,11 +24,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 GENERATION = ("time_embedder.", "vae2llm.", "llm2vae.")  # besides everything that has `_moe_gen` in its name
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW remembers of a weight
 
 
 class Learner:
-    """A model in training: its weights, their average, and AdamW's memory of their gradients.
+    """A model in training: its weights, their average, and what the optimizers remember of their gradients.
 
     The model's own modules are trained, in place. Frozen weights stay as they are, in their own dtype.
     """
@@ -42,7 +42,8 @@ class Learner:
         else:  # a batch may have nothing for the parts that are trained
             trainee.register_forward_hook(partial(use_in_loss, places_of(trainee)[:1]))
             self.module = accelerator.prepare_model(trainee)
-        self.optimizer = accelerator.prepare_optimizer(adamw(trainee, config.train))
+        optimizers = optimizers_of(trainee, config.train)
+        self.optimizers = [accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
         self.weights = {name: weight for name, weight in trainee.named_parameters() if weight.requires_grad}
         self.locals = [local(weight.detach()) for weight in self.weights.values()]
         self.averages = [weight.clone() for weight in self.locals] if config.train.ema else []
@@ -50,7 +51,7 @@ class Learner:
     def update(self, step: int, draw: Callable[[], Drawn]) -> list[tuple[Drawn, dict[str, Tensor]]]:
         """One step, on `accumulate` batches: these with their losses."""
         torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))  # dropout draws from it
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(self.training, step)
         done = []
         for _ in range(self.training.accumulate):
@@ -62,8 +63,9 @@ class Learner:
                 done.append((drawn, {name: value.detach() for name, value in losses.items()}))
                 if self.accelerator.sync_gradients and self.training.clip:
                     self.accelerator.clip_grad_norm_(self.weights.values(), self.training.clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
         if self.averages:
             torch._foreach_lerp_(self.averages, self.locals, 1 - decay(self.training, step))
         return done
@@ -96,8 +98,9 @@ class Learner:
             found[f"weight/{name}"] = self.locals[index]
             if self.averages:
                 found[f"average/{name}"] = self.averages[index]
-            for key, value in self.optimizer.state.get(weight, {}).items():
-                found[f"{key}/{name}"] = local(value)
+            for optimizer in self.optimizers:
+                for key, value in optimizer.state.get(weight, {}).items():
+                    found[f"{key}/{name}"] = local(value)
         return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -113,11 +116,16 @@ class Learner:
             self.locals[index].copy_(tensors[f"weight/{name}"])
             if self.averages:
                 self.averages[index].copy_(tensors[f"average/{name}"])
-            remembered = {key: tensors.get(f"{key}/{name}") for key in MOMENTS}
-            if remembered["step"] is not None:
-                state = {key: like(weight, value) for key, value in remembered.items() if key != "step"}
-                count = remembered["step"].to(weight.device if self.optimizer.defaults["fused"] else "cpu")
-                self.optimizer.state[weight] = {"step": count, **state}
+            self.remember(weight, {key: tensors[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in tensors})
+
+    def remember(self, weight: Tensor, values: dict[str, Tensor]) -> None:
+        """Gives the optimizer of a weight what it knew of it."""
+        (optimizer,) = (o for o in self.optimizers if any(weight is w for g in o.param_groups for w in g["params"]))
+        state = {key: like(weight, value) for key, value in values.items() if key != "step"}
+        if "step" in values:
+            state["step"] = values["step"].to(weight.device if optimizer.defaults["fused"] else "cpu")
+        if state:
+            optimizer.state[weight] = state
 
 
 def _shape(shape: torch.Size | None) -> str:
@@ -151,18 +159,6 @@ def check_dtypes(trainee: nn.Module) -> None:
     for name, weight in trainee.named_parameters():
         if weight.requires_grad and weight.dtype != torch.float32:
             raise LanceError(f"'{name}' is {weight.dtype}, too coarse to be trained: load the model with dtype fp32.")
-
-
-def adamw(trainee: nn.Module, training: Training) -> torch.optim.AdamW:
-    weights = [weight for weight in trainee.parameters() if weight.requires_grad]
-    if not weights:
-        raise LanceError("nothing is left to train: name parts that the model has in train.parts.")
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim <= 1], "weight_decay": 0.0},
-    ]
-    fused = not training.shard and all(weight.device.type in ("cpu", "cuda") for weight in weights)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=training.betas, fused=fused)
 
 
 @contextmanager

@@ -6,10 +6,11 @@ A process learns from torchrun's or `accelerate launch`'s environment that it is
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,31 @@ def own_device(device: str = "auto") -> str:
     if device == "auto" and processes() > 1 and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return device
+
+
+def together(count: int, function: Callable[..., Any], *args: Any) -> None:
+    """Calls function(*args) in so many new processes of this machine, which are one run, as torchrun would start them.
+
+    The cores are shared among them: a small model's layers gain little from several threads. Raises LanceError where
+    one of them failed, which has said why, and KeyboardInterrupt where they were stopped.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid4().hex}
+    config = LaunchConfig(1, 1, count, max_restarts=0, monitor_interval=0.5, **where)
+    try:
+        elastic_launch(config, _alone)(max(1, (os.cpu_count() or 1) // count), function, *args)
+    except ChildFailedError:
+        raise LanceError("one of the processes failed, and with it the run: what it said is above.") from None
+    except SignalException as stopped:
+        raise KeyboardInterrupt from stopped
+
+
+def _alone(threads: int, function: Callable[..., Any], *args: Any) -> None:
+    torch.set_num_threads(threads)
+    function(*args)
 
 
 def accelerator_of(config: TrainConfig, device: torch.device) -> Accelerator:

@@ -32,7 +32,7 @@ ANSWER = " ".join([WORDS] * 4)  # a detailed description
 
 @dataclass(frozen=True)
 class TrainingNeeds:
-    """Bytes. frozen, trained: weights. kept: what AdamW remembers of these, and their average.
+    """Bytes. frozen, trained: weights. kept: their average, and what AdamW remembers of them, which is more than Muon.
 
     step: what a step holds at most beside all that, gradients included. encoding: what the VAE holds while the next
     batch is made, where a picture's latent is not in the cache.
@@ -61,7 +61,7 @@ def table(needs: TrainingNeeds, config: TrainConfig) -> str:
     rows = {
         "frozen weights": needs.frozen,
         "trained weights": needs.trained,
-        "AdamW and average": needs.kept,
+        "optimizer, average": needs.kept,
         "step": int(SLACK * needs.step),
         "encoding": int(SLACK * needs.encoding),
         "in all": needs.total,

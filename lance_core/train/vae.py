@@ -14,8 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..errors import LanceError
 from ..vae import LATENT_MEAN, LATENT_STD, WanVAE
+from .optimizers import check_muon
 from .schedule import cosine
 
 OnStep = Callable[[int, dict[str, float]], None]
@@ -68,8 +68,7 @@ def train_vae(vae: WanVAE, batches: Iterator[Tensor], training: VAETraining, on_
 
     on_step(step, values) after every step, from 1; it may raise to stop. Raises LanceError where torch lacks Muon.
     """
-    if not hasattr(torch.optim, "Muon"):
-        raise LanceError(f"training a VAE needs torch 2.9 or newer, and this is {torch.__version__}: update it.")
+    check_muon()
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_(not (training.decoder_only and name.startswith(ENCODER)))
     kernels, others = _split(vae)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -24,6 +25,7 @@ from ..tiny import WORDS, official_prompts, tokenizer_specification
 from ..tokenizer import Tokenizer
 from ..train.config import Saving, TrainConfig, Training
 from ..train.objective import Objective
+from ..train.parallel import first, together
 from ..train.trainer import train
 from ..train.vae import OnStep, VAETraining, initialize, standardize, train_vae
 from ..transformer import LanceTransformer
@@ -56,6 +58,7 @@ SIDES = Resolution(vae=64, vit=112)
 CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, SIDES))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
+VAE_STATE = "vae.safetensors"  # while the rest is being made
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 STANDARD_BATCHES = 64
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
@@ -63,43 +66,47 @@ VAE_PHASES = (  # and how often a batch is of clips in each
     (VAETraining(steps=6000, learning_rate=2e-3), 4),
     (VAETraining(steps=3200, learning_rate=1.5e-3), 3),
 )
+PROCESSES = 2
 TRAINING = Training(
-    steps=20000,
+    optimizer="muon",
+    steps=9000,
     tokens=2600,
-    learning_rate=1.5e-3,
-    min_learning_rate=2e-5,
+    learning_rate=3e-3,
+    min_learning_rate=5e-5,
     warmup=200,
     weight_decay=0.01,
     betas=(0.9, 0.98),
     ema=0.999,
-    log_every=50,
+    log_every=20,
 )
 OBJECTIVE = Objective(timestep_shift=1.5, timestep_std=1.1, draws=3, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5)
 
-OnProgress = Callable[[str, int, int, dict[str, float]], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 def make_nano(folder: str | Path, work: str | Path, *, seed: int = 0, on_progress: OnProgress | None = None) -> Path:
     """Makes nano-Lance and returns its folder; what is done is kept in `work`, from where it goes on if stopped.
 
-    on_progress(what, step, steps, values) after some steps; it may raise to stop.
+    on_progress(what, step, steps) after some steps; it is pickled, for the model is trained in other processes.
     """
     work = Path(work)
-
-    def told(what: str, steps: int) -> OnStep:
-        return lambda step, values: on_progress and on_progress(what, step, steps, values)
-
-    vae = trained_vae(work / "vae.safetensors", seed, told)
-    lance = fresh_lance(vae, seed)
-    config = training(work, seed)
-    examples = world_examples(lance, seed=seed)
-    examples.prepare(lambda done, total: on_progress and on_progress("pictures", done, total, {}))
-    train(config, lance, examples, told("model", TRAINING.steps))
+    trained_vae(work / VAE_STATE, seed, on_progress)
+    together(PROCESSES, learn, work, seed, on_progress)
     return ship(work / "model", Path(folder))
 
 
-def training(work: Path, seed: int) -> TrainConfig:
-    return TrainConfig(work, seed, train=TRAINING, objective=OBJECTIVE, save=Saving(every=500))
+def learn(work: Path, seed: int, on_progress: OnProgress | None = None) -> None:
+    """Trains everything but the VAE, which is there already; of several processes the first tells how far it is."""
+    told = on_progress if first() else None
+    lance = fresh_lance(trained_vae(work / VAE_STATE, seed), seed)
+    examples = world_examples(lance, seed=seed)
+    examples.prepare(partial(told, "pictures") if told else None)
+    config = TrainConfig(work, seed, train=TRAINING, objective=OBJECTIVE, save=Saving(every=500))
+    train(config, lance, examples, on_step(told, "model", TRAINING.steps))
+
+
+def on_step(on_progress: OnProgress | None, what: str, steps: int) -> OnStep | None:
+    return (lambda step, values: on_progress(what, step, steps)) if on_progress else None
 
 
 def world_examples(lance: Lance, *, seed: int = 0) -> SmallWorld:
@@ -133,8 +140,8 @@ def texts() -> Iterator[str]:
         yield from DESCRIBE
 
 
-def trained_vae(path: Path, seed: int, told: Callable[[str, int], OnStep]) -> WanVAE:
-    """The VAE at `path`, which is made if there is none. told: of a name and a number of steps, what tells of one."""
+def trained_vae(path: Path, seed: int, on_progress: OnProgress | None = None) -> WanVAE:
+    """The VAE at `path`, which is made if there is none."""
     vae = WanVAE(VAE)
     if path.is_file():
         vae.load_state_dict(load_file(path))
@@ -143,7 +150,9 @@ def trained_vae(path: Path, seed: int, told: Callable[[str, int], OnStep]) -> Wa
     for number, (training, clips_every) in enumerate(VAE_PHASES):
         own = seed + 2 * number
         torch.manual_seed(own)
-        train_vae(vae, vae_batches(own, clips_every), training, told(f"VAE {number + 1}", training.steps))
+        train_vae(
+            vae, vae_batches(own, clips_every), training, on_step(on_progress, f"VAE {number + 1}", training.steps)
+        )
         standardize(vae, vae_batches(own + 1), STANDARD_BATCHES)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, path)
