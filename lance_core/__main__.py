@@ -273,9 +273,9 @@ def train(args: argparse.Namespace, bars: Bars) -> None:
 
 
 def make_nano(args: argparse.Namespace, bars: Bars) -> None:
-    from .world.nano import make_nano
+    from .world.nano import Recipe, make_nano
 
-    print(make_nano(args.folder, args.work, seed=args.seed, on_progress=bars))
+    print(make_nano(args.folder, args.work, Recipe(seed=args.seed), bars))
 
 
 def run(args: argparse.Namespace, bars: Bars) -> None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from lance_core import stages
 from lance_core.checkpoint import Lance, load_lance
 from lance_core.errors import LanceError
 from lance_core.inspection import inspect
-from lance_core.layout import BUILT_IN_CHOICE, BUILT_IN_FOLDER, find_checkpoint
+from lance_core.layout import BUILT_IN_CHOICE, BUILT_IN_FOLDER, WEIGHTS, find_checkpoint
 from lance_core.media import read_clip, read_image
 from lance_core.resize import own_size
 from lance_core.workflow import read_workflow, run_workflow
@@ -27,6 +29,8 @@ from lance_core.world import judge
 from lance_core.world.accuracy import CLEAN, plain, shows_all
 from lance_core.world.edits import KEEP, suggestion
 from lance_core.world.example import example
+from lance_core.world.examples import Amounts
+from lance_core.world.nano import Recipe, make_nano
 from lance_core.world.render import draw, draw_clip
 from lance_core.world.scene import Clip, Scene, Thing, random_clip, random_scene
 from tests.comfyui.build_workflows import CLIP, CLIP_FRAMES, PICTURE
@@ -188,3 +192,31 @@ def test_other_examples_are_mostly_right():
         after = stages.decode_video(nano(), change(f"Make the {kind} {colour}."))
         right += is_edited(before, after, scene, scene.changed(thing, colour=colour))
     assert right >= 13  # of 16
+
+
+# --- how it is made --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch is older than Muon")
+def test_it_can_be_made(tmp_path, capfd):
+    """By a recipe of two steps: a checkpoint like the built-in one, the same if it is made in two goes."""
+    quick = Recipe()
+    quick = replace(
+        quick,
+        vae=tuple((replace(training, steps=2), clips_every) for training, clips_every in quick.vae),
+        standard_batches=1,
+        amounts=Amounts(edits=6, pairs=2, clips=2, clip_edits=1),
+        training=replace(quick.training, steps=2, tokens=600, warmup=1, log_every=1),
+    )
+    made = make_nano(tmp_path / "made", tmp_path / "work", quick, print)
+    assert {path.name for path in made.rglob("*")} == {path.name for path in BUILT_IN_FOLDER.rglob("*")}
+    assert inspect(made).problems == ()
+    shapes, built_in = (
+        {name: part.get_slice(name).get_shape() for part in [safe_open(folder / WEIGHTS, "pt")] for name in part.keys()}
+        for folder in (made, BUILT_IN_FOLDER)
+    )
+    assert shapes == built_in
+    told = capfd.readouterr().out.splitlines()
+    assert "VAE 2 2 2" in told and "pictures 11 11" in told and told[-1] == "model 2 2"
+    again = make_nano(tmp_path / "again", tmp_path / "work", quick)  # from what is in `work`
+    assert (again / WEIGHTS).read_bytes() == (made / WEIGHTS).read_bytes()

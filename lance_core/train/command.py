@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 
 from ..checkpoint import Lance, load_lance, resolve_device
 from ..errors import LanceError
 from .config import TrainConfig, read_config
+from .data import open_data, turn_of
 from .examples import Example, Examples
 from .needed import needed
 from .parallel import first, own_device
 from .trainer import Result, train
 
 CACHE = "latents"  # in the run's folder
+LIMITLESS = 2.0**20  # GiB of device memory: weights in training have to stay where they are
 
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
@@ -54,21 +55,19 @@ def load_model(config: TrainConfig, device: str = "auto") -> Lance:
     dtype = "fp32" if config.train.method == "full" else config.train.precision
     if dtype == "auto" and chosen.type != "cuda":
         dtype = "fp32"
-    return load_lance(config.model.checkpoint, device=chosen, dtype=dtype)
+    return load_lance(config.model.checkpoint, device=chosen, dtype=dtype, memory=LIMITLESS)
 
 
 def open_examples(config: TrainConfig, lance: Lance) -> Examples:
     """All data of the run together."""
     sources: list[tuple[float, Examples]] = []
     if config.data:
-        from .data import open_data
-
         opened = open_data(config.data, lance, seed=config.seed, cache=config.output / CACHE)
         sources.append((sum(entry.weight for entry in config.data), opened))
     if config.small_world:
-        from ..world.nano import world_examples
+        from ..world.examples import SmallWorld
 
-        sources.append((config.small_world, world_examples(lance, seed=config.seed)))
+        sources.append((config.small_world, SmallWorld(lance, config.seed)))
     return sources[0][1] if len(sources) == 1 else Either(config.seed, *zip(*sources))
 
 
@@ -79,5 +78,5 @@ class Either:
         self.seed, self.weights, self.sources = seed, weights, sources
 
     def __getitem__(self, index: int) -> Example | None:
-        (source,) = Random(f"{self.seed} {index}").choices(self.sources, self.weights)
-        return source[index]
+        number, turn = turn_of(index, self.weights, self.seed)
+        return self.sources[number][turn]

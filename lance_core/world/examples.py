@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 from typing import Any
@@ -35,26 +35,33 @@ Item = tuple[Any, tuple[Medium, ...]]  # what is known of pictures or clips, and
 Maker = Callable[[Random], tuple[Any, list[Tensor]]]
 
 
+@dataclass(frozen=True)
+class Amounts:
+    """How many different pictures and clips there are: pictures before and after an edit, pairs to be joined, …"""
+
+    edits: int = 12000
+    pairs: int = 800
+    clips: int = 2500
+    clip_edits: int = 600
+
+
 class SmallWorld:
     """Endless examples, the same for the same index and seed.
 
     Each is one of a limited number of pictures, edits and clips, drawn and encoded when they are first met and kept,
-    with words that are chosen anew. The numbers say how many of each there are.
+    with words that are chosen anew.
     """
 
     def __init__(
-        self,
-        lance: Lance,
-        seed: int = 0,
-        *,
-        edits: int = 12000,
-        pairs: int = 800,
-        clips: int = 2500,
-        clip_edits: int = 600,
-        vocabulary: Vocabulary = Vocabulary(),
+        self, lance: Lance, seed: int = 0, amounts: Amounts = Amounts(), vocabulary: Vocabulary = Vocabulary()
     ):
         self.lance, self.seed, self.vocabulary = lance, seed, vocabulary
-        self.counts = {self.new_edit: edits, self.new_pair: pairs, self.new_clip: clips, self.new_clip_edit: clip_edits}
+        self.counts = {
+            self.new_edit: amounts.edits,
+            self.new_pair: amounts.pairs,
+            self.new_clip: amounts.clips,
+            self.new_clip_edit: amounts.clip_edits,
+        }
         self.kept: dict[tuple[str, int], Item] = {}
         self.tasks: dict[Callable[[Random], Example], float] = {
             self.paint: 0.30,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -32,7 +33,7 @@ from ..transformer import LanceTransformer
 from ..vae import VAEConfig, WanVAE
 from ..vit import VisionTower
 from .edits import random_edit
-from .examples import DESCRIBE, SmallWorld, join_scenes
+from .examples import DESCRIBE, Amounts, SmallWorld, join_scenes
 from .pictures import vae_batches
 from .questions import clip_question, random_question
 from .scene import random_clip, random_scene
@@ -60,58 +61,67 @@ CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, SIDES))
 VAE_FILE = "Wan2.2_VAE.safetensors"
 VAE_STATE = "vae.safetensors"  # while the rest is being made
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
-STANDARD_BATCHES = 64
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
-VAE_PHASES = (  # and how often a batch is of clips in each
-    (VAETraining(steps=6000, learning_rate=2e-3), 4),
-    (VAETraining(steps=3200, learning_rate=1.5e-3), 3),
-)
-PROCESSES = 2
-TRAINING = Training(
-    optimizer="muon",
-    steps=9000,
-    tokens=2600,
-    learning_rate=3e-3,
-    min_learning_rate=5e-5,
-    warmup=200,
-    weight_decay=0.01,
-    betas=(0.9, 0.98),
-    ema=0.999,
-    log_every=20,
-)
-OBJECTIVE = Objective(timestep_shift=1.5, timestep_std=1.1, draws=3, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5)
-
 OnProgress = Callable[[str, int, int], None]
 
 
-def make_nano(folder: str | Path, work: str | Path, *, seed: int = 0, on_progress: OnProgress | None = None) -> Path:
+@dataclass(frozen=True)
+class Recipe:
+    """How nano is trained. vae: phases, each with how often a batch is of clips; standard_batches: from which the
+    latents' statistics come. amounts: of pictures and clips. training: of all else, in so many processes.
+    """
+
+    vae: tuple[tuple[VAETraining, int], ...] = (
+        (VAETraining(steps=6000, learning_rate=2e-3), 4),
+        (VAETraining(steps=3200, learning_rate=1.5e-3), 3),
+    )
+    standard_batches: int = 64
+    amounts: Amounts = Amounts()
+    training: Training = Training(
+        optimizer="muon",
+        steps=9000,
+        tokens=2600,
+        learning_rate=3e-3,
+        min_learning_rate=5e-5,
+        warmup=200,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+        ema=0.999,
+        log_every=20,
+    )
+    objective: Objective = Objective(
+        timestep_shift=1.5, timestep_std=1.1, draws=3, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5
+    )
+    processes: int = 2
+    seed: int = 0
+
+
+def make_nano(
+    folder: str | Path, work: str | Path, recipe: Recipe = Recipe(), on_progress: OnProgress | None = None
+) -> Path:
     """Makes nano-Lance and returns its folder; what is done is kept in `work`, from where it goes on if stopped.
 
     on_progress(what, step, steps) after some steps; it is pickled, for the model is trained in other processes.
     """
     work = Path(work)
-    trained_vae(work / VAE_STATE, seed, on_progress)
-    together(PROCESSES, learn, work, seed, on_progress)
+    trained_vae(work / VAE_STATE, recipe, on_progress)
+    together(recipe.processes, learn, work, recipe, on_progress)
     return ship(work / "model", Path(folder))
 
 
-def learn(work: Path, seed: int, on_progress: OnProgress | None = None) -> None:
+def learn(work: Path, recipe: Recipe, on_progress: OnProgress | None = None) -> None:
     """Trains everything but the VAE, which is there already; of several processes the first tells how far it is."""
     told = on_progress if first() else None
-    lance = fresh_lance(trained_vae(work / VAE_STATE, seed), seed)
-    examples = world_examples(lance, seed=seed)
+    lance = fresh_lance(trained_vae(work / VAE_STATE, recipe), recipe.seed)
+    examples = SmallWorld(lance, recipe.seed, recipe.amounts)
     examples.prepare(partial(told, "pictures") if told else None)
-    config = TrainConfig(work, seed, train=TRAINING, objective=OBJECTIVE, save=Saving(every=500))
-    train(config, lance, examples, on_step(told, "model", TRAINING.steps))
+    save = Saving(every=500)
+    config = TrainConfig(work, recipe.seed, train=recipe.training, objective=recipe.objective, save=save)
+    train(config, lance, examples, on_step(told, "model", recipe.training.steps))
 
 
 def on_step(on_progress: OnProgress | None, what: str, steps: int) -> OnStep | None:
     return (lambda step, values: on_progress(what, step, steps)) if on_progress else None
-
-
-def world_examples(lance: Lance, *, seed: int = 0) -> SmallWorld:
-    """The small world as data to train on."""
-    return SmallWorld(lance, seed)
 
 
 def specification() -> str:
@@ -140,20 +150,20 @@ def texts() -> Iterator[str]:
         yield from DESCRIBE
 
 
-def trained_vae(path: Path, seed: int, on_progress: OnProgress | None = None) -> WanVAE:
+def trained_vae(path: Path, recipe: Recipe, on_progress: OnProgress | None = None) -> WanVAE:
     """The VAE at `path`, which is made if there is none."""
     vae = WanVAE(VAE)
     if path.is_file():
         vae.load_state_dict(load_file(path))
         return vae
-    initialize(vae, torch.Generator().manual_seed(seed))
-    for number, (training, clips_every) in enumerate(VAE_PHASES):
-        own = seed + 2 * number
+    initialize(vae, torch.Generator().manual_seed(recipe.seed))
+    for number, (training, clips_every) in enumerate(recipe.vae):
+        own = recipe.seed + 2 * number
         torch.manual_seed(own)
         train_vae(
             vae, vae_batches(own, clips_every), training, on_step(on_progress, f"VAE {number + 1}", training.steps)
         )
-        standardize(vae, vae_batches(own + 1), STANDARD_BATCHES)
+        standardize(vae, vae_batches(own + 1), recipe.standard_batches)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, path)
     return vae
