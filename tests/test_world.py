@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from lance_core.world import edits, questions, words
+from lance_core.world.examples import join_scenes
 from lance_core.world.render import SIDE, draw, draw_clip
 from lance_core.world.scene import (
     BACKGROUNDS,
@@ -86,6 +87,7 @@ def test_scenes_and_clips_keep_to_their_split_and_their_rules(seed, split):
         assert list(scene.things) == sorted(scene.things)
         assert not {thing.colour for thing in scene.things} & set(NEW_COLOURS)
         assert not {thing.shape for thing in scene.things} & set(NEW_SHAPES)
+    assert split == "test" or not any(map(held_out, clip.scenes))
     assert clip.end in PLACES and clip.end == clip.path[-1] and clip.path[0] == clip.mover.place
     assert not {thing.place for thing in clip.scene.without(clip.mover).things} & set(clip.path)
 
@@ -273,6 +275,18 @@ def test_each_operation_can_be_asked_for(operation):
     assert edits.random_edit(pair, random, operation=operation, split=None).operation == operation
 
 
+@many
+@given(seeds)
+def test_two_pictures_join_in_one_of_the_training_split(seed):
+    first, second, text, joined = join_scenes(Random(seed))
+    (added,) = set(joined.things) - set(second.things)
+    (thing,) = first.things
+    assert added == replace(thing, place=added.place) and joined == second.with_things((*second.things, added))
+    assert added.place in second.free_places and thing.kind not in {other.kind for other in second.things}
+    assert thing.shape in text and f" {words.AT[added.place]} of the second" in text
+    assert not any(map(held_out, (first, second, joined)))
+
+
 def test_an_impossible_edit_is_refused():
     alone = Scene("white", (Thing((0, 0), "red", "circle"),))
     full = next(scene for scene in scenes(1) if len(scene.things) == 3)
@@ -296,7 +310,7 @@ def test_a_clip_s_edit_recolours_the_mover_or_the_background(seed, language):
     clip = random_clip(random)
     edit = edits.clip_edit(clip, random, language)
     scene, after = edit.after.scene, edit.after
-    assert after.mover in scene.things and not held_out(scene)
+    assert after.mover in scene.things and not any(map(held_out, after.scenes))
     assert (after.path, after.direction) == (clip.path, clip.direction)
     if edit.operation == "recolour":
         assert after.mover == replace(clip.mover, colour=after.mover.colour) != clip.mover

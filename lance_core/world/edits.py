@@ -127,13 +127,9 @@ def clip_edit(
                 after, words = _recoloured(clip.scene, clip.mover, mover.colour, random, language)
             else:
                 after, words = _background(clip.scene, random, language, vocabulary)
-            if _allowed(clip.scene, after, split):
-                return ClipEdit(
-                    clip,
-                    _instruction(name, words, random, language),
-                    replace(clip, scene=after, mover=mover),
-                    name,
-                )
+            changed = replace(clip, scene=after, mover=mover)
+            if all(_allowed(old, new, split) for old, new in zip(clip.scenes, changed.scenes)):
+                return ClipEdit(clip, _instruction(name, words, random, language), changed, name)
     raise ValueError(f"no edit of the kind {operation or 'any'} suits {clip}")
 
 

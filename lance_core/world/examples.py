@@ -21,10 +21,10 @@ from ..vit import normalize_pixels
 from .edits import ClipEdit, Edit, clip_edit, random_edit
 from .questions import clip_question, random_question
 from .render import draw, draw_clip
-from .scene import Clip, Scene, Vocabulary, random_clip, random_scene
+from .scene import Clip, Scene, Vocabulary, held_out, random_clip, random_scene
 from .words import Language, at, caption, clip_caption
 
-CHINESE = 0.15  # share of examples
+CHINESE = 0.25  # share of examples
 LENGTHS = (9, 9, 9, 9, 9, 9, 13, 17)  # frames of clips
 DESCRIBE = ("Describe the picture.", "描述这张图片。")
 QUESTIONS, DESCRIBED = 4, 0.5  # about one picture, and how often a description is asked for as well
@@ -192,7 +192,10 @@ def language(random: Random) -> Language:
 
 
 def join_scenes(random: Random, vocabulary: Vocabulary = Vocabulary()) -> tuple[Scene, Scene, str, Scene]:
-    """Two pictures, an instruction that puts the one shape of the first into the second, and the result."""
+    """Two pictures, an instruction that puts the one shape of the first into the second, and the result.
+
+    All three are of the training split.
+    """
     while True:
         first, second = (random_scene(random, "train", vocabulary) for _ in range(2))
         if len(first.things) > 1 or len(second.things) > 2:
@@ -201,6 +204,8 @@ def join_scenes(random: Random, vocabulary: Vocabulary = Vocabulary()) -> tuple[
         place = random.choice(second.free_places)
         if thing.kind in [other.kind for other in second.things]:
             continue
-        moved = Scene("white", (thing,)).changed(thing, place=place).things
+        joined = second.with_things((*second.things, replace(thing, place=place)))
+        if held_out(joined):
+            continue
         text = f"Add the {thing.shape} of the first picture {at(place, 'en')} of the second picture."
-        return first, second, text, second.with_things((*second.things, *moved))
+        return first, second, text, joined

@@ -59,11 +59,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows. stray: blobs that are no thing in a place - of no shape, between places, of odd colour."""
+    """What a picture shows.
+
+    stray: blobs that are no thing in a place - of no shape, between places, of odd colour. spots: the middles of all
+    blobs, whatever they look like.
+    """
 
     background: str | None
     found: tuple[Found, ...]
     stray: int
+    spots: tuple[Point, ...]
 
     @property
     def things(self) -> tuple[Thing, ...]:
@@ -81,10 +86,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class ClipReading:
-    """The first and last frame, and the way of the one thing that moved; None where there is not exactly one."""
+    """The first and last frame, and the way of the one blob that moved; None where there is not exactly one."""
 
     first: Reading
     last: Reading
+    start: Point | None
     direction: str | None
     cells: int | None
 
@@ -97,16 +103,17 @@ def read_picture(picture: Tensor) -> Reading:
     shares = (distances < BACKGROUND_TOLERANCE).float().mean((0, 1))
     best = int(shares.argmax())
     if shares[best] < BACKGROUND_SHARE:
-        return Reading(None, (), 0)
+        return Reading(None, (), 0, ())
     cover, odd = covers(picture, GROUNDS[best])
     found = tuple(one for name, plane in zip(COLOURS, cover) for one in things_of(name, plane))
     covered = (cover.sum(0) > COVERED) | odd
+    spots = tuple(((x + 0.5) / side, (y + 0.5) / side) for y, x in middles(covered.float()))
     for one in found:
         rows, columns = (window(share, side, REACH) for share in one.centre[::-1])
         covered[rows, columns] = False
     poor = sum(one.fit < LEAST_FIT for one in found)
     stray = poor + int(covered.sum() > STRAY_AREA * side**2)
-    return Reading(tuple(BACKGROUNDS)[best], tuple(one for one in found if one.fit >= LEAST_FIT), stray)
+    return Reading(tuple(BACKGROUNDS)[best], tuple(one for one in found if one.fit >= LEAST_FIT), stray, spots)
 
 
 def read_scene(picture: Tensor) -> Scene | None:
@@ -118,23 +125,27 @@ def read_clip(frames: Tensor) -> ClipReading:
     """frames: `[F, side, side, 3]`, 0..1."""
     first, last = read_picture(frames[0]), read_picture(frames[-1])
     way = moved(first, last)
-    return ClipReading(first, last, *(way or (None, None)))
+    return ClipReading(first, last, *(way or (None, None, None)))
 
 
-def moved(first: Reading, last: Reading) -> tuple[str, int] | None:
-    """Direction and places of the one thing that is elsewhere in the last reading."""
-    ends = {one.thing.kind: one.centre for one in last.found}
+def moved(first: Reading, last: Reading) -> tuple[Point, str, int] | None:
+    """Start, direction and places of the one blob that is elsewhere in the last reading, whatever becomes of its looks.
+
+    None where several moved, one came or went, or the way is none of the four directions.
+    """
     spacing = CENTRES[1] - CENTRES[0]
-    ways = []
-    for one in first.found:
-        end = ends.get(one.thing.kind)
-        if end is None:
-            return None
-        x, y = ((b - a) / spacing for a, b in zip(one.centre, end))
-        if cells := round(max(abs(x), abs(y))):
-            steps = {name: x * column + y * row for name, (row, column) in DIRECTIONS.items()}
-            ways.append((max(steps, key=steps.get), cells))
-    return ways[0] if len(ways) == 1 else None
+
+    def without(spots: Sequence[Point], others: Sequence[Point]) -> list[Point]:
+        return [spot for spot in spots if all(math.dist(spot, other) > spacing / 2 for other in others)]
+
+    left, reached = without(first.spots, last.spots), without(last.spots, first.spots)
+    if len(left) != 1 or len(reached) != 1:
+        return None
+    columns, rows = (round((b - a) / spacing) for a, b in zip(left[0], reached[0]))
+    cells = max(abs(rows), abs(columns))
+    ways = {way: name for name, way in DIRECTIONS.items()}
+    way = ways.get((rows / cells, columns / cells)) if cells else None
+    return way and (left[0], way, cells)
 
 
 def covers(picture: Tensor, ground: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,12 +162,15 @@ def covers(picture: Tensor, ground: Tensor) -> tuple[Tensor, Tensor]:
 
 def things_of(colour: str, cover: Tensor) -> list[Found]:
     """The things of one colour, whose cover is `[side, side]`, in reading order."""
-    side = len(cover)
     solid = cover * (cover > COVERED)
-    middles = {middle for place in PLACES if (middle := settled(solid, place)) is not None}
-    distinct = [m for m in middles if not any(math.dist(m, n) < REACH * side and n < m for n in middles)]
-    found = [best_shape(colour, cover, middle) for middle in sorted(distinct)]
+    found = [best_shape(colour, cover, middle) for middle in middles(solid)]
     return sorted(found, key=lambda one: one.thing)
+
+
+def middles(solid: Tensor) -> list[tuple[int, int]]:
+    """The pixels, row and column, around which what covers `[side, side]` lies, in reading order."""
+    near = {middle for place in PLACES if (middle := settled(solid, place)) is not None}
+    return sorted(m for m in near if not any(math.dist(m, n) < REACH * len(solid) and n < m for n in near))
 
 
 def settled(solid: Tensor, place: Place) -> tuple[int, int] | None:
