@@ -25,9 +25,10 @@ from lance_core.train.config import TrainConfig, read_config
 from lance_core.train.result import LORA
 from lance_core.train.trainer import train
 from lance_core.world import accuracy
-from lance_core.world.accuracy import Mean, Share
+from lance_core.world.accuracy import Cases
 from lance_core.world.files import make_world
 from lance_core.world.scene import NEW_COLOURS, NEW_SHAPES, Vocabulary, with_new
+from lance_core.world.shares import Mean, Share
 
 RECIPE = Path(__file__).resolve().parent.parent / "docs/orange.toml"
 MEASUREMENTS = {
@@ -58,7 +59,7 @@ def measured(lance: Lance, new: str, count: int, steps: int) -> dict[str, Share 
     for world, vocabulary in ((new, with_new(new)), ("old", Vocabulary())):
         for name, (measure, row) in MEASUREMENTS.items():
             sampling = {} if measure is accuracy.questions else {"steps": steps}
-            results = measure(lance, count, vocabulary=vocabulary, **sampling)
+            results = measure(lance, Cases(count, vocabulary=vocabulary), **sampling)
             found[f"{world}: {name}"] = results[row]
             if about := results.get(f"about {new}"):
                 found[f"{world}: answered, of questions with that word"] = about

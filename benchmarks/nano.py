@@ -21,7 +21,8 @@ from lance_core.checkpoint import Lance, load_lance
 from lance_core.flow import RENORMS, Sampling
 from lance_core.layout import BUILT_IN
 from lance_core.world import accuracy
-from lance_core.world.accuracy import OnCase, Results
+from lance_core.world.accuracy import Cases, OnCase
+from lance_core.world.shares import Results
 
 MEASUREMENTS: dict[str, Callable[..., Results]] = {
     "generation": accuracy.generation,
@@ -58,7 +59,7 @@ def rows(found: Results, targets: Mapping[str, str]) -> dict[str, dict[str, obje
 def measured(lance: Lance, name: str, count: int, seed: int, sampling: Mapping[str, object]) -> Results:
     options = {} if name in UNSAMPLED else sampling
     with progress(name) as report:
-        return MEASUREMENTS[name](lance, count, seed=seed, progress=report, **options)
+        return MEASUREMENTS[name](lance, Cases(count, seed, progress=report), **options)
 
 
 def ablations() -> dict[str, dict[str, object]]:

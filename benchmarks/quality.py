@@ -36,7 +36,8 @@ from lance_core.quantized import FORMATS, quantizable, quantize_model
 from lance_core.sequence import build, context_blocks
 from lance_core.vae import normalize
 from lance_core.world import accuracy
-from lance_core.world.accuracy import Share
+from lance_core.world.accuracy import Cases
+from lance_core.world.shares import Share
 
 SIDE = 256  # pixels of the picture, or fewer where the model was trained on smaller ones
 WORDS = 128  # of the text that is given
@@ -143,14 +144,14 @@ def right(lance: Lance, count: int, **sampling: object) -> dict[str, Share]:
     """Shares of the small world's pictures and edits that are right; nothing where the count is 0."""
     if not count:
         return {}
-    pictures = accuracy.generation(lance, count, **sampling)["shape, colour and position"]
-    edits = accuracy.edits(lance, count, **sampling)["right, and the rest unchanged"]
+    pictures = accuracy.generation(lance, Cases(count), **sampling)["shape, colour and position"]
+    edits = accuracy.edits(lance, Cases(count), **sampling)["right, and the rest unchanged"]
     return {"pictures right": pictures, "edits right": edits}
 
 
 def answered(lance: Lance, count: int) -> dict[str, Share]:
     """The share of the small world's questions that are answered right; nothing where the count is 0."""
-    return {"answers right": accuracy.questions(lance, count)["answers"]} if count else {}
+    return {"answers right": accuracy.questions(lance, Cases(count))["answers"]} if count else {}
 
 
 def random_model(weights: str, dtype: str) -> Lance:

@@ -39,7 +39,7 @@ def main() -> None:
     import torch
     from lance.lance_core import load_lance, stages
     from lance.lance_core.errors import LanceError
-    from lance.lance_core.world.accuracy import paintings
+    from lance.lance_core.world.accuracy import Cases, paintings
     from lance.lance_core.world.render import SIDE
     from lance.nodes.conditioning import LanceConditioning
     from lance.nodes.model import load_model
@@ -69,7 +69,7 @@ def main() -> None:
 
         hook = model.model.diffusion_model.llm2vae.register_forward_hook(count)
         try:
-            found = paintings(partial(paint, sampler=sampler, steps=steps), arguments.count)
+            found = paintings(partial(paint, sampler=sampler, steps=steps), Cases(arguments.count))
         finally:
             hook.remove()
         return f"{found['shape, colour and position']}, {passes / arguments.count:.0f} passes"

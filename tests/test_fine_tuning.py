@@ -27,10 +27,12 @@ from lance_core.train.config import TrainConfig
 from lance_core.train.data import open_data
 from lance_core.train.objective import Trainee, pack
 from lance_core.world import accuracy
+from lance_core.world.accuracy import Cases
 from lance_core.world.edits import OPERATIONS, drawn_edit
 from lance_core.world.files import make_world
 from lance_core.world.render import draw
 from lance_core.world.scene import Scene, Vocabulary, held_out, random_clip, random_scene, with_new
+from lance_core.world.shares import Share
 from lance_core.world.words import name_of
 
 seeds = st.integers(0, 2**32)
@@ -91,18 +93,18 @@ def test_a_data_set_shows_what_is_new_and_what_is_not(tmp_path):
 
 def test_cases_are_right_and_told_apart_where_they_name_what_is_new():
     for vocabulary in (with_new("orange"), with_new("heart")):
-        options = {"vocabulary": vocabulary}
-        found = accuracy.answers(lambda *case: accuracy.question_case(0, case[-1], vocabulary)[1].answer, 40, **options)
+        asked, painted, changed = (Cases(count, vocabulary=vocabulary) for count in (40, 8, 12))
+        found = accuracy.answers(lambda *case, own=asked: accuracy.question_case(own, case[-1])[1].answer, asked)
         assert 10 < found[f"about {vocabulary.new}"].count < found["answers"].count == 40
 
-        def painted(text: str, number: int, vocabulary: Vocabulary = vocabulary) -> Tensor:
-            return draw(accuracy.caption_case(0, number, vocabulary)[0])
+        def paint(*case, own: Cases = painted) -> Tensor:
+            return draw(accuracy.caption_case(own, case[-1])[0])
 
-        def changed(*case, vocabulary: Vocabulary = vocabulary) -> Tensor:
-            return draw(accuracy.edit_case(0, case[-1], vocabulary)[0].after)
+        def change(*case, own: Cases = changed) -> Tensor:
+            return draw(accuracy.edit_case(own, case[-1])[0].after)
 
-        for results in (accuracy.paintings(painted, 8, **options), accuracy.changes(changed, 12, **options)):
-            shares = [share.value for share in results.values() if isinstance(share, accuracy.Share)]
+        for results in (accuracy.paintings(paint, painted), accuracy.changes(change, changed)):
+            shares = [share.value for share in results.values() if isinstance(share, Share)]
             assert set(shares) == {1.0}
 
 
@@ -183,7 +185,8 @@ def test_a_short_run_teaches_a_colour(tmp_path):
 
 def said_to_be_orange(lance: Lance, vocabulary: Vocabulary) -> float:
     """The share of the orange things whose colour is right in an answer."""
-    asked = (accuracy.question_case(0, number, vocabulary) for number in range(200))
+    cases = Cases(200, vocabulary=vocabulary)
+    asked = (accuracy.question_case(cases, number) for number in range(cases.count))
     orange = [case for case in asked if case[1].answer == name_of("orange", case[2])]
     right = [
         stages.understand(lance, stages.encode_semantic(lance, frames), question.text, max_new_tokens=8)

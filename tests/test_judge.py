@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from lance_core.config import LanceConfig, Resolution, Resolutions
+from lance_core.errors import LanceError
 from lance_core.tiny import TINY_TEXT, TINY_VISION, random_lance
 from lance_core.world import accuracy
-from lance_core.world.accuracy import Mean, Share, gather
+from lance_core.world.accuracy import Cases
 from lance_core.world.judge import (
     moved,
     psnr,
@@ -35,6 +37,7 @@ from lance_core.world.scene import (
     Scene,
     Thing,
 )
+from lance_core.world.shares import Mean, Share, gather
 
 COUNT = 12  # cases of each measurement: every operation and topic
 
@@ -128,7 +131,27 @@ def test_without_exactly_one_mover_there_is_no_way():
     before = read_picture(draw(Scene("black", (a, b)))[0])
     both = read_picture(draw(Scene("black", (Thing((0, 1), "red", "circle"), Thing((2, 1), "blue", "star"))))[0])
     other = read_picture(draw(Scene("black", (Thing((0, 0), "red", "square"), b)))[0])
-    assert moved(before, before) is None and moved(before, both) is None and moved(before, other) is None
+    gone = read_picture(draw(Scene("black", (b,)))[0])
+    slanting = read_picture(draw(Scene("black", (Thing((1, 1), "red", "circle"), b)))[0])
+    assert not any(moved(before, after) for after in (before, both, other, gone, slanting))
+
+
+def test_a_way_is_seen_whatever_becomes_of_what_moves():
+    star, square = Thing((0, 0), "yellow", "star", "small"), Thing((2, 2), "blue", "square")
+    clip = Clip(Scene("white", (star, square)), star, "right", 2)
+    frames = draw_clip(clip)
+    frames[-1] = draw(Scene("white", (Thing((0, 2), "orange", "circle"), replace(square, shape="triangle"))))[0]
+    own = read_clip(frames)
+    assert (own.direction, own.cells) == ("right", 2) and own.start == pytest.approx((0.18, 0.18), abs=0.02)
+    assert accuracy.goes(own, clip) and not accuracy.film_shows(own, clip)
+
+
+def test_the_wrong_thing_s_way_is_wrong():
+    circle, square = Thing((0, 0), "red", "circle"), Thing((2, 0), "blue", "square")
+    scene = Scene("white", (circle, square))
+    own = read_clip(draw_clip(Clip(scene, square, "right", 1)))
+    assert not accuracy.goes(own, Clip(scene, circle, "right", 1))
+    assert accuracy.goes(own, Clip(scene, square, "right", 2)) and own.direction == "right"
 
 
 def test_psnr_is_that_of_the_pixels_asked_for():
@@ -166,16 +189,16 @@ def test_shares_are_of_the_cases_that_say_something():
 
 def test_perfect_work_is_right_in_everything():
     """The drawings as if they had been painted, and the true answers."""
-    seed = 3
+    cases, few = Cases(COUNT, seed=3), Cases(4, seed=3)
     everything = {
-        "paintings": accuracy.paintings(lambda _, n: draw(accuracy.caption_case(seed, n)[0]), COUNT, seed=seed),
-        "answers": accuracy.answers(lambda *case: accuracy.question_case(seed, case[-1])[1].answer, COUNT, seed=seed),
-        "changes": accuracy.changes(lambda *case: draw(accuracy.edit_case(seed, case[-1])[0].after), COUNT, seed=seed),
+        "paintings": accuracy.paintings(lambda _, n: draw(accuracy.caption_case(cases, n)[0]), cases),
+        "answers": accuracy.answers(lambda *case: accuracy.question_case(cases, case[-1])[1].answer, cases),
+        "changes": accuracy.changes(lambda *case: draw(accuracy.edit_case(cases, case[-1])[0].after), cases),
         "clip changes": accuracy.clip_changes(
-            lambda *case: draw_clip(accuracy.clip_edit_case(seed, case[-1])[0].after), 4, seed=seed
+            lambda *case: draw_clip(accuracy.clip_edit_case(few, case[-1])[0].after), few
         ),
-        "films": accuracy.films(lambda *case: draw_clip(accuracy.clip_case(seed, case[-1])[0]), COUNT, seed=seed),
-        "copies": accuracy.copies(lambda frames: frames, COUNT, seed=seed),
+        "films": accuracy.films(lambda *case: draw_clip(accuracy.clip_case(cases, case[-1])[0]), cases),
+        "copies": accuracy.copies(lambda frames: frames, cases),
     }
     for name, found in everything.items():
         shares = {row: share.value for row, share in found.items() if isinstance(share, Share)}
@@ -183,13 +206,15 @@ def test_perfect_work_is_right_in_everything():
 
 
 def test_an_edit_that_changes_nothing_or_everything_else_is_wrong():
+    cases = Cases(COUNT)
+
     def untouched(before: Tensor, *_) -> Tensor:
         return before
 
     def dimmed(before: Tensor, _: str, number: int) -> Tensor:
-        return 0.9 * draw(accuracy.edit_case(0, number)[0].after)
+        return 0.9 * draw(accuracy.edit_case(cases, number)[0].after)
 
-    same, dim = accuracy.changes(untouched, COUNT), accuracy.changes(dimmed, COUNT)
+    same, dim = accuracy.changes(untouched, cases), accuracy.changes(dimmed, cases)
     assert same["right"].right == 0 and same["PSNR outside, dB"].count == 0  # infinite everywhere
     assert dim["right"].value == 1 and dim["PSNR outside, dB"].least < 30
     assert dim["right, and the rest unchanged"].value < 0.7
@@ -199,21 +224,28 @@ def test_a_model_that_has_learnt_nothing_is_hardly_ever_right():
     small = Resolution(64, 56)
     lance = random_lance(LanceConfig(TINY_TEXT, TINY_VISION, Resolutions(small, small)))
     seen = []
-    quick = {"steps": 2, "progress": lambda done, total: seen.append((done, total))}
+    one, two = (Cases(count, progress=lambda *done: seen.append(done)) for count in (1, 2))
+    quick = {"steps": 2}
     results = {
-        "shape, colour and position": accuracy.generation(lance, 2, **quick),
-        "answers": accuracy.questions(lance, 5),
-        "right, and the rest unchanged": accuracy.edits(lance, 2, **quick) | accuracy.clip_edits(lance, 1, **quick),
-        "direction": accuracy.clips(lance, 1, **quick) | accuracy.clips_from_pictures(lance, 1, **quick),
-        "pictures read as drawn": accuracy.reconstruction(lance, 4),
+        "shape, colour and position": accuracy.generation(lance, two, **quick),
+        "answers": accuracy.questions(lance, Cases(5)),
+        "right, and the rest unchanged": accuracy.edits(lance, two, **quick) | accuracy.clip_edits(lance, one, **quick),
+        "direction": accuracy.clips(lance, one, **quick) | accuracy.clips_from_pictures(lance, one, **quick),
+        "pictures read as drawn": accuracy.reconstruction(lance, Cases(4)),
     }
     assert {name: found[name].right for name, found in results.items()} == dict.fromkeys(results, 0)
     assert seen[:2] == [(1, 2), (2, 2)] and results["pictures read as drawn"]["clips, dB"].value < 32
 
 
 def test_the_same_seed_finds_the_same_and_more_cases_begin_with_the_fewer():
-    cases = [accuracy.edit_case(1, number) for number in range(COUNT)]
-    assert cases == [accuracy.edit_case(1, number) for number in range(COUNT)]
-    assert cases != [accuracy.edit_case(2, number) for number in range(COUNT)]
+    one, more, other = Cases(COUNT, 1), Cases(2 * COUNT, 1), Cases(COUNT, 2)
+    cases = [accuracy.edit_case(one, number) for number in range(COUNT)]
+    assert cases == [accuracy.edit_case(more, number) for number in range(COUNT)]
+    assert cases != [accuracy.edit_case(other, number) for number in range(COUNT)]
     assert {edit.operation for edit, _ in cases} == {"recolour", "move", "remove", "add", "replace", "background"}
     assert {language for _, language in cases} == {"en", "zh"}
+
+
+def test_no_cases_are_refused():
+    with pytest.raises(LanceError, match="count is 0"):
+        Cases(0)

@@ -7,156 +7,89 @@ cases begin with the fewer ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from statistics import fmean
 
 from torch import Tensor
 
 from .. import stages
 from ..checkpoint import Lance
+from ..checks import check_whole
 from .edits import CLIP_OPERATIONS, OPERATIONS, ClipEdit, Edit, clip_edit, drawn_edit
 from .judge import ClipReading, Reading, psnr, read_clip, read_picture, unchanged, without_sizes
 from .questions import CLIP_TOPICS, TOPICS, Question, clip_question, random_question
-from .render import SIDE, draw, draw_clip
+from .render import SIDE, centre, draw, draw_clip
 from .scene import Clip, Kind, Scene, Vocabulary, random_clip, random_scene
+from .shares import LANGUAGES, Outcome, Results, gather
 from .words import SIZE_NAMES, Language, caption, clip_caption, name_of
 
 FRAMES = 9  # of a clip
 CLEAN = 30.0  # dB outside an edit, from which the rest counts as unchanged
-LANGUAGES: dict[Language, str] = {"en": "English", "zh": "Chinese"}
 CHINESE = 0.25  # of the cases
 MOST_TOKENS = 48  # of an answer; the longest is a sentence
-Z = 1.959964  # standard deviations within which 95 % of a normal distribution lie
 
 OnCase = Callable[[int, int], None]
-Outcome = Mapping[str, bool | float]  # what a case says of every row it belongs to
 
 
 @dataclass(frozen=True)
-class Share:
-    """So many of the cases; in words the percentage and its interval."""
+class Cases:
+    """So many cases of a seed, drawn from a vocabulary. progress(done, count) after each."""
 
-    right: int
     count: int
+    seed: int = 0
+    vocabulary: Vocabulary = Vocabulary()
+    progress: OnCase | None = None
 
-    @property
-    def value(self) -> float:
-        return self.right / self.count if self.count else math.nan
+    def __post_init__(self):
+        check_whole("count", self.count, 1)
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's score interval of 95 %: between what shares such a result is usual."""
-        if not self.count:
-            return 0.0, 1.0
-        spread = Z**2 / self.count
-        middle = (self.value + spread / 2) / (1 + spread)
-        half = Z / (1 + spread) * math.sqrt(self.value * (1 - self.value) / self.count + spread / self.count / 4)
-        return max(0.0, middle - half), min(1.0, middle + half)
+    def chance(self, number: int) -> tuple[Random, Language]:
+        """What a case is drawn from, and its language."""
+        random = Random(f"{self.seed} {number}")
+        return random, "zh" if random.random() < CHINESE else "en"
 
-    def __str__(self) -> str:
-        low, high = (100 * bound for bound in self.interval)
-        return f"{self.value:.1%} ({low:.0f}-{high:.0f})"
-
-
-@dataclass(frozen=True)
-class Mean:
-    """The mean of a figure, and the least of it."""
-
-    value: float
-    least: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.1f} (least {self.least:.1f})"
+    def judge(self, judged: Callable[[int], Outcome]) -> Results:
+        """Runs them. judged(number): one of them."""
+        outcomes = []
+        for number in range(self.count):
+            outcomes.append(judged(number))
+            if self.progress is not None:
+                self.progress(number + 1, self.count)
+        return gather(outcomes)
 
 
-Results = dict[str, Share | Mean]  # by the names of rows
-
-
-def gather(outcomes: Iterable[Outcome]) -> Results:
-    """Shares of what is true or false, means of what is a number; of the cases that say anything about it.
-
-    Languages come last. Infinite and missing (NaN) numbers do not count.
-    """
-    columns: dict[str, list[bool | float]] = {}
-    for outcome in outcomes:
-        for name, value in outcome.items():
-            columns.setdefault(name, []).append(value)
-    names = sorted(columns, key=lambda name: name in LANGUAGES.values())
-    return {name: _summary(columns[name]) for name in names}
-
-
-def _summary(values: list[bool | float]) -> Share | Mean:
-    if all(isinstance(value, bool) for value in values):
-        return Share(sum(values), len(values))
-    known = [value for value in values if math.isfinite(value)]
-    return Mean(fmean(known), min(known), len(known)) if known else Mean(math.nan, math.nan, 0)
-
-
-def cases(judged: Callable[[int], Outcome], count: int, progress: OnCase | None = None) -> Results:
-    """Runs so many cases. judged(number): one of them."""
-    outcomes = []
-    for number in range(count):
-        outcomes.append(judged(number))
-        if progress is not None:
-            progress(number + 1, count)
-    return gather(outcomes)
-
-
-def chance(seed: int, number: int) -> tuple[Random, Language]:
-    """What a case is drawn from, and its language."""
-    random = Random(f"{seed} {number}")
-    return random, "zh" if random.random() < CHINESE else "en"
-
-
-def generation(
-    lance: Lance,
-    count: int,
-    *,
-    seed: int = 0,
-    vocabulary: Vocabulary = Vocabulary(),
-    progress: OnCase | None = None,
-    **sampling,
-) -> Results:
+def generation(lance: Lance, cases: Cases, **sampling) -> Results:
     """Pictures painted from captions.
 
-    As in all functions here, vocabulary: what cases are drawn from; sampling: options of `stages.generate`.
+    As in all functions here, sampling: options of `stages.generate`.
     """
 
     def paint(prompt: str, number: int) -> Tensor:
         latent = stages.generate(lance, prompt, width=SIDE, height=SIDE, seed=number, **sampling)
         return stages.decode_video(lance, latent)
 
-    return paintings(paint, count, seed=seed, vocabulary=vocabulary, progress=progress)
+    return paintings(paint, cases)
 
 
-def paintings(
-    paint: Callable[[str, int], Tensor],
-    count: int,
-    *,
-    seed: int = 0,
-    vocabulary: Vocabulary = Vocabulary(),
-    progress: OnCase | None = None,
-) -> Results:
+def paintings(paint: Callable[[str, int], Tensor], cases: Cases) -> Results:
     """The pictures `[1, side, side, 3]` that anyone makes of a caption; the number is one for the noise."""
 
     def judged(number: int) -> Outcome:
-        scene, text, language = caption_case(seed, number, vocabulary)
+        scene, text, language = caption_case(cases, number)
         own = read_picture(paint(text, number)[0])
         outcome = compared(own, scene)
         if any(word in text for word in SIZE_NAMES[language].values()):
             outcome["everything, where sizes are named"] = own.scene == scene
         return outcome | {LANGUAGES[language]: outcome["shape, colour and position"]}
 
-    return cases(judged, count, progress)
+    return cases.judge(judged)
 
 
-def caption_case(seed: int, number: int, vocabulary: Vocabulary = Vocabulary()) -> tuple[Scene, str, Language]:
-    random, language = chance(seed, number)
-    scene = random_scene(random, "test", vocabulary)
+def caption_case(cases: Cases, number: int) -> tuple[Scene, str, Language]:
+    random, language = cases.chance(number)
+    scene = random_scene(random, "test", cases.vocabulary)
     return scene, caption(scene, random, language), language
 
 
@@ -182,52 +115,39 @@ def shows_all(own: Reading, scene: Scene) -> bool:
     return shows(own, scene) and own.background == scene.background
 
 
-def questions(
-    lance: Lance,
-    count: int,
-    *,
-    seed: int = 0,
-    vocabulary: Vocabulary = Vocabulary(),
-    progress: OnCase | None = None,
-) -> Results:
+def questions(lance: Lance, cases: Cases) -> Results:
     """Answers about pictures, and every fifth time about a clip; the topics in turn."""
 
     def answer(frames: Tensor, question: str, number: int) -> str:
         return stages.understand(lance, stages.encode_semantic(lance, frames), question, max_new_tokens=MOST_TOKENS)
 
-    return answers(answer, count, seed=seed, vocabulary=vocabulary, progress=progress)
+    return answers(answer, cases)
 
 
-def answers(
-    answer: Callable[[Tensor, str, int], str],
-    count: int,
-    *,
-    seed: int = 0,
-    vocabulary: Vocabulary = Vocabulary(),
-    progress: OnCase | None = None,
-) -> Results:
+def answers(answer: Callable[[Tensor, str, int], str], cases: Cases) -> Results:
     """What anyone answers, given frames and a question."""
+    new = cases.vocabulary.new
 
     def judged(number: int) -> Outcome:
-        frames, question, language = question_case(seed, number, vocabulary)
+        frames, question, language = question_case(cases, number)
         right = plain(answer(frames, question.text, number)) == plain(question.answer)
         kind = "" if len(frames) == 1 else "clip: "
         outcome = {"answers": right, f"{kind}{question.topic}": right, LANGUAGES[language]: right}
-        if vocabulary.new and name_of(vocabulary.new, language) in question.text + question.answer:
-            outcome[f"about {vocabulary.new}"] = right
+        if new and name_of(new, language) in question.text + question.answer:
+            outcome[f"about {new}"] = right
         return outcome
 
-    return cases(judged, count, progress)
+    return cases.judge(judged)
 
 
-def question_case(seed: int, number: int, vocabulary: Vocabulary = Vocabulary()) -> tuple[Tensor, Question, Language]:
-    random, language = chance(seed, number)
+def question_case(cases: Cases, number: int) -> tuple[Tensor, Question, Language]:
+    random, language = cases.chance(number)
     if number % 5 == 4:
-        clip = random_clip(random, "test", vocabulary)
+        clip = random_clip(random, "test", cases.vocabulary)
         question = clip_question(clip, random, language, CLIP_TOPICS[number // 5 % len(CLIP_TOPICS)])
         return draw_clip(clip, FRAMES), question, language
-    scene = random_scene(random, "test", vocabulary)
-    question = random_question(scene, random, language, TOPICS[number % len(TOPICS)], vocabulary)
+    scene = random_scene(random, "test", cases.vocabulary)
+    question = random_question(scene, random, language, TOPICS[number % len(TOPICS)], cases.vocabulary)
     return draw(scene), question, language
 
 
@@ -236,17 +156,9 @@ def plain(answer: str) -> str:
     return answer.strip().rstrip(".。").strip().lower()
 
 
-def edits(
-    lance: Lance,
-    count: int,
-    *,
-    seed: int = 0,
-    vocabulary: Vocabulary = Vocabulary(),
-    progress: OnCase | None = None,
-    **sampling,
-) -> Results:
+def edits(lance: Lance, cases: Cases, **sampling) -> Results:
     """Pictures changed by instructions; the operations in turn."""
-    return changes(partial(edited, lance, sampling), count, seed=seed, vocabulary=vocabulary, progress=progress)
+    return changes(partial(edited, lance, sampling), cases)
 
 
 def edited(lance: Lance, sampling: Mapping[str, object], frames: Tensor, instruction: str, number: int) -> Tensor:
@@ -256,18 +168,11 @@ def edited(lance: Lance, sampling: Mapping[str, object], frames: Tensor, instruc
     return stages.decode_video(lance, stages.edit(lance, semantic, latent, instruction, seed=number, **sampling))
 
 
-def changes(
-    change: Callable[[Tensor, str, int], Tensor],
-    count: int,
-    *,
-    seed: int = 0,
-    vocabulary: Vocabulary = Vocabulary(),
-    progress: OnCase | None = None,
-) -> Results:
+def changes(change: Callable[[Tensor, str, int], Tensor], cases: Cases) -> Results:
     """What anyone makes of a picture and an instruction: the true result, and the rest as it was."""
 
     def judged(number: int) -> Outcome:
-        edit, language = edit_case(seed, number, vocabulary)
+        edit, language = edit_case(cases, number)
         before = draw(edit.before)
         own = change(before, edit.instruction, number)
         reading = read_picture(own[0])
@@ -275,12 +180,12 @@ def changes(
         outcome = beside(right, edit.operation, language, psnr(own, before, unchanged(before, draw(edit.after))))
         return outcome | {"right in size too": reading.scene == edit.after}
 
-    return cases(judged, count, progress)
+    return cases.judge(judged)
 
 
-def edit_case(seed: int, number: int, vocabulary: Vocabulary = Vocabulary()) -> tuple[Edit, Language]:
-    random, language = chance(seed, number)
-    return drawn_edit(random, "test", language, vocabulary, OPERATIONS[number % len(OPERATIONS)]), language
+def edit_case(cases: Cases, number: int) -> tuple[Edit, Language]:
+    random, language = cases.chance(number)
+    return drawn_edit(random, "test", language, cases.vocabulary, OPERATIONS[number % len(OPERATIONS)]), language
 
 
 def beside(right: bool, operation: str, language: Language, outside: float) -> Outcome:
@@ -295,45 +200,42 @@ def beside(right: bool, operation: str, language: Language, outside: float) -> O
     }
 
 
-def clip_edits(lance: Lance, count: int, *, seed: int = 0, progress: OnCase | None = None, **sampling) -> Results:
+def clip_edits(lance: Lance, cases: Cases, **sampling) -> Results:
     """Clips changed by instructions: the mover in another colour, or another background, and the way as it was."""
-    return clip_changes(partial(edited, lance, sampling), count, seed=seed, progress=progress)
+    return clip_changes(partial(edited, lance, sampling), cases)
 
 
-def clip_changes(
-    change: Callable[[Tensor, str, int], Tensor], count: int, *, seed: int = 0, progress: OnCase | None = None
-) -> Results:
+def clip_changes(change: Callable[[Tensor, str, int], Tensor], cases: Cases) -> Results:
     """As `changes`, of clips."""
 
     def judged(number: int) -> Outcome:
-        edit, language = clip_edit_case(seed, number)
+        edit, language = clip_edit_case(cases, number)
         before = draw_clip(edit.before, FRAMES)
         own = change(before, edit.instruction, number)
         outside = psnr(own, before, unchanged(before, draw_clip(edit.after, FRAMES)))
         return beside(film_shows(read_clip(own), edit.after), edit.operation, language, outside)
 
-    return cases(judged, count, progress)
+    return cases.judge(judged)
 
 
-def clip_edit_case(seed: int, number: int) -> tuple[ClipEdit, Language]:
-    random, language = chance(seed, number)
+def clip_edit_case(cases: Cases, number: int) -> tuple[ClipEdit, Language]:
+    random, language = cases.chance(number)
     operation = CLIP_OPERATIONS[number % len(CLIP_OPERATIONS)]
-    return clip_edit(random_clip(random, "test"), random, language, operation=operation, split=None), language
+    clip = random_clip(random, "test", cases.vocabulary)
+    return clip_edit(clip, random, language, cases.vocabulary, operation, split=None), language
 
 
-def clips(lance: Lance, count: int, *, seed: int = 0, progress: OnCase | None = None, **sampling) -> Results:
+def clips(lance: Lance, cases: Cases, **sampling) -> Results:
     """Clips painted from captions."""
 
     def film(prompt: str, first: Tensor, number: int) -> Tensor:
         latent = stages.generate(lance, prompt, width=SIDE, height=SIDE, frames=FRAMES, seed=number, **sampling)
         return stages.decode_video(lance, latent)
 
-    return films(film, count, seed=seed, progress=progress)
+    return films(film, cases)
 
 
-def clips_from_pictures(
-    lance: Lance, count: int, *, seed: int = 0, progress: OnCase | None = None, **sampling
-) -> Results:
+def clips_from_pictures(lance: Lance, cases: Cases, **sampling) -> Results:
     """Clips painted from captions and the first frame."""
 
     def film(prompt: str, first: Tensor, number: int) -> Tensor:
@@ -341,18 +243,16 @@ def clips_from_pictures(
         latent = stages.generate(lance, prompt, frames=FRAMES, first_frame=begin, seed=number, **sampling)
         return stages.decode_video(lance, latent)
 
-    return films(film, count, seed=seed, progress=progress)
+    return films(film, cases)
 
 
-def films(
-    film: Callable[[str, Tensor, int], Tensor], count: int, *, seed: int = 0, progress: OnCase | None = None
-) -> Results:
+def films(film: Callable[[str, Tensor, int], Tensor], cases: Cases) -> Results:
     """The clips that anyone makes of a caption and, if it wants it, the true first frame `[1, side, side, 3]`."""
 
     def judged(number: int) -> Outcome:
-        clip, text, language = clip_case(seed, number)
+        clip, text, language = clip_case(cases, number)
         own = read_clip(film(text, draw_clip(clip, FRAMES)[:1], number))
-        direction = own.direction == clip.direction
+        direction = goes(own, clip)
         wanted = sorted(thing.kind for thing in clip.scene.things)
         return {
             "direction": direction,
@@ -363,13 +263,19 @@ def films(
             LANGUAGES[language]: direction,
         }
 
-    return cases(judged, count, progress)
+    return cases.judge(judged)
 
 
-def clip_case(seed: int, number: int) -> tuple[Clip, str, Language]:
-    random, language = chance(seed, number)
-    clip = random_clip(random, "test")
+def clip_case(cases: Cases, number: int) -> tuple[Clip, str, Language]:
+    random, language = cases.chance(number)
+    clip = random_clip(random, "test", cases.vocabulary)
     return clip, clip_caption(clip, random, language), language
+
+
+def goes(own: ClipReading, clip: Clip) -> bool:
+    """Whether what should move does, in the right direction, and nothing else, whatever it looks like at the end."""
+    nearest = min(own.first.spots, key=lambda spot: math.dist(spot, centre(clip.mover)), default=None)
+    return own.direction == clip.direction and own.start == nearest
 
 
 def film_shows(own: ClipReading, clip: Clip) -> bool:
@@ -381,30 +287,33 @@ def kinds(own: Reading) -> list[Kind]:
     return sorted(thing.kind for thing in own.things)
 
 
-def reconstruction(lance: Lance, count: int, *, seed: int = 0, progress: OnCase | None = None) -> Results:
+def reconstruction(lance: Lance, cases: Cases) -> Results:
     """What is left of pictures, and every fourth time of a clip, after the VAE alone."""
 
     def through(frames: Tensor) -> Tensor:
         return stages.decode_video(lance, stages.encode_latent(lance, frames, resolution=None))
 
-    return copies(through, count, seed=seed, progress=progress)
+    return copies(through, cases)
 
 
-def copies(
-    through: Callable[[Tensor], Tensor], count: int, *, seed: int = 0, progress: OnCase | None = None
-) -> Results:
+def copies(through: Callable[[Tensor], Tensor], cases: Cases) -> Results:
     """What anything that gives frames back leaves of them."""
 
     def judged(number: int) -> Outcome:
-        random, _ = chance(seed, number)
+        random, _ = cases.chance(number)
         if number % 4 == 3:
-            clip = random_clip(random, "test")
+            clip = random_clip(random, "test", cases.vocabulary)
             frames = draw_clip(clip, FRAMES)
             own = through(frames)
-            return {"clips, dB": psnr(own, frames), "clips read as drawn": film_shows(read_clip(own), clip)}
-        scene = random_scene(random, "test")
+            reading = read_clip(own)
+            return {
+                "clips, dB": psnr(own, frames),
+                "clips in their direction": goes(reading, clip),
+                "clips read as drawn": film_shows(reading, clip),
+            }
+        scene = random_scene(random, "test", cases.vocabulary)
         frames = draw(scene)
         own = through(frames)
         return {"pictures, dB": psnr(own, frames), "pictures read as drawn": read_picture(own[0]).scene == scene}
 
-    return cases(judged, count, progress)
+    return cases.judge(judged)

@@ -79,7 +79,7 @@ class Recipe:
     amounts: Amounts = Amounts()
     training: Training = Training(
         optimizer="muon",
-        steps=9000,
+        steps=8000,
         tokens=2600,
         learning_rate=3e-3,
         min_learning_rate=5e-5,
