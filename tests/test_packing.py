@@ -204,9 +204,12 @@ def test_a_given_first_frame_is_clean_and_not_learned(lance):
     assert batch.target_index.tolist() == list(range(frame, 3 * frame))
 
 
-@pytest.mark.parametrize("dropped, seen, rows", [("vit_dropout", 0, 32), ("vae_dropout", 1, 16)])
+@pytest.mark.parametrize(
+    "dropped, seen, rows",
+    [(("vit",), 0, 32), (("vae",), 1, 16), (("vit", "vae"), 0, 16), (("text", "vit", "vae"), 0, 16)],
+)
 def test_conditions_are_dropped(lance, dropped, seen, rows):
-    batch = packed(lance, [EXAMPLES[1]], replace(PLAIN, **{dropped: 1.0}))
+    batch = packed(lance, [EXAMPLES[1]], replace(PLAIN, **{f"{name}_dropout": 1.0 for name in dropped}))
     assert (len(batch.seen), len(batch.rows)) == (seen, rows)
 
 

@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 from lance_core.__main__ import main
 from lance_core.errors import LanceError
 from lance_core.media import write_png
+from lance_core.placement import Placement
 from lance_core.stages import load_lance
 from lance_core.tiny import make_tiny
 from lance_core.train.batches import Batches, Share
-from lance_core.train.config import Saving, Training, read_config
+from lance_core.train.config import Question, Samples, Saving, Training, read_config
 from lance_core.train.learner import Learner, recomputed
 from lance_core.train.parallel import accelerator_of
 from lance_core.train.schedule import decay, learning_rate
+from lance_core.train.state import Facts, newest
 from lance_core.train.trainer import batches_of, train
 from tests.training_run import STEPS, Handful, configuration, small_lance
 
@@ -144,7 +146,39 @@ def test_another_run_does_not_go_on(tmp_path):
         run(tmp_path, parts=("understanding", "generation"))
     run(tmp_path, steps=2, learning_rate=1e-4)
     config = configuration(tmp_path, steps=2, parts=("generation",))
+    for name in ("step_by_step.safetensors", "sd15.safetensors"):  # the folder may be one that others use too
+        (tmp_path / "checkpoints" / name).write_bytes(b"another's")
     assert train(config, small_lance(), Handful(), fresh=True).step == 2
+    left = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"step_00000002", "step_by_step.safetensors", "sd15.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (Samples(every=1, questions=(Question("none.png", "what?"),)), "none.png does not exist"),
+        (Samples(every=1, prompts=("x",), width=16, height=2048), "too large"),
+    ],
+)
+def test_samples_that_cannot_be_made_end_a_run_before_it_begins(tmp_path, samples, message):
+    with pytest.raises(LanceError, match=message):
+        train(replace(configuration(tmp_path), samples=samples), small_lance(), Handful())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_result_that_cannot_be_written_ends_a_run_before_it_begins(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").touch()
+    with pytest.raises(LanceError, match="more than a Lance checkpoint"):
+        run(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_that_come_and_go_are_not_trained(tmp_path):
+    lance = small_lance()
+    lance = replace(lance, placement=Placement({}, lance.device, budget=1))
+    with pytest.raises(LanceError, match="budget of memory"):
+        train(configuration(tmp_path), lance, Handful())
 
 
 def test_only_the_parts_named_change(tmp_path):
@@ -194,10 +228,10 @@ def test_weights_too_coarse_to_be_trained_are_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_do_what_one_does(tmp_path):
-    """With all weights each and with half of them each, where one paints and the other answers; and going on."""
-    one, two, shared = (tmp_path / name for name in ("one", "two", "shared"))
+    """With all weights each and with half of them each, one painting, the other answering; and one goes on."""
+    one, two, shared, left, halves = (tmp_path / name for name in ("one", "two", "shared", "left", "halves"))
     run(one, accumulate=2)
-    runs = f"{two} , {shared} shard=1 stop=5 , {shared} shard=1"
+    runs = f"{two} , {shared} shard=1 stop=5 , {shared} shard=1 , {left} stop=4 , {halves} shard=1 stop=4"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training_run")
     with process(*runs.split(), launcher=launcher) as running:
         running.communicate()
@@ -206,8 +240,21 @@ def test_two_processes_do_what_one_does(tmp_path):
         assert losses(other) == pytest.approx(losses(one), abs=2e-5)
         for name, weight in weights(one).items():
             torch.testing.assert_close(weights(other)[name], weight, atol=5e-4, rtol=0)
-    states = sorted((shared / "checkpoints").iterdir())
-    assert len(list(states[-1].glob("*.safetensors"))) == 2
+    for folder, files in ((shared, 2), (halves, 2), (left, 1)):
+        assert len(list(newest(folder / "checkpoints").glob("*.safetensors"))) == files
+    for alone in (left, halves):
+        run(alone)
+        assert losses(alone)[:4] == pytest.approx(losses(one)[:4], abs=2e-5) and len(losses(alone)) == STEPS
+    assert losses(left) == pytest.approx(losses(halves), abs=2e-5)
+
+
+@pytest.mark.parametrize("count", (1, 2, 3))
+def test_another_number_of_processes_sees_no_example_again(count):
+    facts = Facts(3, (7, 5), files=1, essentials={})
+    seen = {place * 2 + rank for rank, cursor in enumerate(facts.cursors) for place in range(cursor)}
+    coming = {facts.cursor(Share(rank, count)) * count + rank for rank in range(count)}
+    assert len(coming) == count and not coming & seen
+    assert max(coming) <= max(seen) + 2 * count
 
 
 def test_every_process_has_its_own_examples():

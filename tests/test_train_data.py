@@ -25,6 +25,7 @@ from lance_core.errors import LanceError, LanceWarning
 from lance_core.media import read_image, read_media, write_mp4, write_png
 from lance_core.prompts import describe_prompt, system_prompt
 from lance_core.tiny import random_lance
+from lance_core.train.command import Either
 from lance_core.train.convert import convert_data
 from lance_core.train.data import SLOTS, DataConfig, open_data
 from lance_core.train.jsonl import line_of, parse
@@ -316,6 +317,18 @@ def test_bad_rows_are_named_and_left_out(tmp_path, lance):
     assert "image_bytes is int: give bytes" in found["d.parquet, row 1"]
 
 
+def test_a_row_that_is_not_text_is_left_out(tmp_path, lance):
+    raw = pyarrow.array([b"good", b"\xff\xfe"], pyarrow.binary())
+    captions = pyarrow.StringArray.from_buffers(2, *raw.buffers()[1:])
+    table = pyarrow.table({"caption": captions, "image_bytes": [png("", picture(1)).content] * 2})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    seen, complaints = told(open_data([native(tmp_path)], lance, seed=0), 2)
+    assert sum(example is not None for example in seen) == 1
+    assert complaints == [
+        f"{tmp_path / 'a.parquet'}, row 2 is left out: its text is not in UTF-8; write the file again."
+    ]
+
+
 def test_data_that_is_none(tmp_path, lance):
     both, empty = tmp_path / "both", tmp_path / "empty"
     for folder in (both, empty):
@@ -392,6 +405,14 @@ def test_data_sets_come_by_their_weights(tmp_path, lance):
     seen = [examples[index].text for index in range(3 * SLOTS)]
     of_b = [text for text in seen if text[0] == "b"]
     assert all(len(set(of_b[start : start + 7])) == 7 for start in range(0, 70, 7))  # none twice in an epoch
+
+
+def test_a_data_set_beside_the_small_world_loses_no_record(tmp_path, lance):
+    data = open_data([DataConfig(numbered(tmp_path, 20))], lance, seed=0)
+    seen = [Either(0, (1.0, 3.0), (data, [None] * 1000))[index] for index in range(1000)]
+    texts = [example.text for example in seen if example is not None]
+    assert 240 < len(texts) < 260
+    assert all(len(set(texts[start : start + 20])) == 20 for start in range(0, 240, 20))
 
 
 # What the model sees

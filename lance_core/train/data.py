@@ -153,9 +153,10 @@ class Mixture:
     encoder: Encoder
     seed: int
     told: set[str] = field(default_factory=set, repr=False)  # places of bad records that were named
+    orders: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, repr=False)  # of each set, in its epoch
 
     def __getitem__(self, index: int) -> Example | None:
-        number, turn = self.turn(index)
+        number, turn = turn_of(index, tuple(config.weight for config, _ in self.sets), self.seed)
         config, records = self.sets[number]
         record = self.record(number, turn)
         first_frame = Random(f"first frame {self.seed} {index}").random() < config.first_frame
@@ -165,24 +166,28 @@ class Mixture:
             self.tell(records.place(record), error)
             return None
 
-    def turn(self, index: int) -> tuple[int, int]:
-        """Which data set the example is from, and how many before it were from there too."""
-        if index < 0:
-            raise IndexError(index)
-        slots, counts, before = _slots(tuple(config.weight for config, _ in self.sets), self.seed)
-        period, slot = divmod(index, SLOTS)
-        return int(slots[slot]), int(period * counts[slots[slot]] + before[slot])
-
     def record(self, number: int, turn: int) -> int:
         """The number of the record that a data set gives in its turn."""
         _, records = self.sets[number]
         epoch, place = divmod(turn, len(records))
-        return int(_order(tuple(records.blocks), f"{self.seed} {number} {epoch}")[place])
+        held = self.orders.get(number)
+        if held is None or held[0] != epoch:
+            held = self.orders[number] = epoch, _order(records.blocks, f"{self.seed} {number} {epoch}")
+        return int(held[1][place])
 
     def tell(self, place: str, error: LanceError) -> None:
         if place not in self.told:
             self.told.add(place)
             warn(f"{place} is left out: {error}")
+
+
+def turn_of(index: int, weights: tuple[float, ...], seed: int) -> tuple[int, int]:
+    """Which of several sources an example is from, and how many before it were from there too."""
+    if index < 0:
+        raise IndexError(index)
+    slots, counts, before = _slots(weights, seed)
+    period, slot = divmod(index, SLOTS)
+    return int(slots[slot]), int(period * counts[slots[slot]] + before[slot])
 
 
 @lru_cache(maxsize=4)
@@ -202,8 +207,7 @@ def _slots(weights: tuple[float, ...], seed: int) -> tuple[np.ndarray, np.ndarra
     return np.array(slots), counts, np.array(before)
 
 
-@lru_cache(maxsize=16)
-def _order(blocks: tuple[range, ...], seed: str) -> np.ndarray:
+def _order(blocks: Sequence[range], seed: str) -> np.ndarray:
     """All numbers of the blocks: the blocks in random order, and the numbers of each, as reading one after the other is
     what large files allow."""
     random = Random(seed)

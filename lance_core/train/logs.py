@@ -39,10 +39,11 @@ class Log:
             self.board = _board(folder, start)
 
     def add(self, values: dict[str, Tensor], tokens: int) -> None:
-        """What one batch reports. A loss of 0 stands for one that the batch had nothing for."""
+        """What one batch reports. A part of the loss that is 0 stands for one that the batch had nothing for."""
         for name, value in values.items():
             self.totals[name] = self.totals.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + (value != 0)
+            there = torch.ones_like(value) if name == "loss" else value != 0
+            self.counts[name] = self.counts.get(name, 0) + there
         self.tokens += tokens
 
     def write(self, step: int, learning_rate: float) -> dict[str, float]:
@@ -93,4 +94,4 @@ def _board(folder: Path, start: int):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)

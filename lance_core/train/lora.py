@@ -138,7 +138,6 @@ def save_lora(
     text: TextConfig,
     *,
     step: int = 0,
-    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Writes a LoRA as one safetensors file, complete or not at all, and returns its path.
 
@@ -148,7 +147,7 @@ def save_lora(
     Raises LanceError where the file cannot be written.
     """
     path = Path(path).expanduser()
-    stored = {f"{TARGET}{name}": tensor.to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    stored = {f"{TARGET}{name}": tensor.to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
     modules = [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")]
     stored |= {f"{TARGET}{module}.alpha": torch.tensor(float(config.alpha)) for module in modules}
     content = save(stored, {"format": "pt", **header(config, text, modules, step)})

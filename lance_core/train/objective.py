@@ -34,6 +34,7 @@ class Objective(Noising):
             check_number(f"objective.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("timestep_std", "timestep_shift", "mse_weight", "ce_weight"):
             check_number(f"objective.{name}", getattr(self, name), 0.0)
+        check_number("objective.timestep_mean", self.timestep_mean, -20.0, 20.0)
         check_whole("objective.draws", self.draws, 1)
         if self.timestep_shift == 0:
             raise LanceError("objective.timestep_shift is 0: give a positive number, 1 for none.")

@@ -240,7 +240,7 @@ def _sequence(
     if target is None:
         return sequence
     roles = [role for role, drop in (("semantic", no_vit), ("source", no_vae), ("identity", no_vae)) if drop]
-    if roles and not (no_vit and no_vae):
+    if roles:
         sequence = shortened(sequence, roles, tokens_per_second)
     return unconditional(sequence, tokens_per_second) if no_text else sequence
 

@@ -80,7 +80,11 @@ class ParquetRows:
 
     def __getitem__(self, index: int) -> Record:
         group = self._group(index)
-        row = self._table(group).slice(index - self.blocks[group].start, 1).to_pylist()[0]
+        table = self._table(group).slice(index - self.blocks[group].start, 1)
+        try:
+            row = table.to_pylist()[0]
+        except UnicodeDecodeError:
+            raise LanceError("its text is not in UTF-8; write the file again.") from None
         return record_of(row, self.groups[group][1])
 
     def place(self, index: int) -> str:

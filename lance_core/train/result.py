@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import COMPUTE_TYPES, Lance
 from ..errors import LanceError
-from ..saving import save_checkpoint
+from ..saving import check_replaceable, save_checkpoint
 from ..transformer import LanceTransformer
 from ..vit import VisionTower
 from .config import TrainConfig
@@ -24,9 +24,12 @@ MODEL, LORA = "model", "lora.safetensors"  # in the run's folder
 
 def check_savable(config: TrainConfig, lance: Lance) -> None:
     """Raises LanceError, before a long run, where its result could not be written."""
-    if config.train.method == "full" and (lance.vision is None or lance.vae is None):
+    if config.train.method == "lora":
+        return
+    if lance.vision is None or lance.vae is None:
         lacking = "vision tower" if lance.vision is None else "VAE"
         raise LanceError(f"the model has no {lacking}, so that no checkpoint can be made of it: train a whole one.")
+    check_replaceable(config.output / MODEL, overwrite=True)
 
 
 def write_result(config: TrainConfig, lance: Lance, accelerator: Accelerator) -> Path:

@@ -6,8 +6,20 @@ from pathlib import Path
 
 from .. import stages
 from ..checkpoint import Lance
-from ..media import read_media, write_mp4, write_png
+from ..checks import check_grid
+from ..config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+from ..media import read_media, replacing, write_mp4, write_png
 from .config import Question, Samples
+
+
+def check_samples(samples: Samples, lance: Lance) -> None:
+    """Raises LanceError where these samples could not be made: for missing media, or sizes that are too large."""
+    if samples.prompts:
+        stages.vae_of(lance)
+        t = (samples.frames - 1) // TEMPORAL_COMPRESSION + 1
+        check_grid(t, samples.height // SPATIAL_COMPRESSION, samples.width // SPATIAL_COMPRESSION)
+    for question in samples.questions:
+        read_media(question.media)
 
 
 def write_samples(samples: Samples, lance: Lance, folder: Path, step: int) -> list[Path]:
@@ -16,8 +28,8 @@ def write_samples(samples: Samples, lance: Lance, folder: Path, step: int) -> li
     if samples.questions:
         lines = [f"{question.question}\n{answer(samples, lance, question)}\n" for question in samples.questions]
         paths.append(folder / f"step_{step:06d}.txt")
-        folder.mkdir(parents=True, exist_ok=True)
-        paths[-1].write_text("\n".join(lines), encoding="utf-8")
+        with replacing(paths[-1]) as partial:
+            partial.write_text("\n".join(lines), encoding="utf-8")
     return paths
 
 

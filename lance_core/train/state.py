@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from .batches import Share
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PREFIX, FACTS, PART = "step_", "state.json", ".part"
+PREFIX, DIGITS, FACTS, PART = "step_", 8, "state.json", ".part"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def states(folder: Path) -> list[Path]:
-    return sorted(folder.glob(f"{PREFIX}*"))
+    return sorted(folder.glob(PREFIX + "[0-9]" * DIGITS))
 
 
 def save_state(folder: Path, facts: Facts, tensors: dict[str, Tensor], accelerator: Accelerator, keep: int) -> Path:
@@ -62,33 +63,44 @@ def save_state(folder: Path, facts: Facts, tensors: dict[str, Tensor], accelerat
 
     Raises LanceError on every process where one could not write its share.
     """
-    path = folder / f"{PREFIX}{facts.step:08d}"
+    path = folder / f"{PREFIX}{facts.step:0{DIGITS}d}"
     part = folder / f".{path.name}{PART}"
-    problem = None
-    try:
-        if accelerator.is_main_process:
-            remove_leftovers(folder)
-            part.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        if accelerator.process_index < facts.files:
-            save_file(on_cpu(tensors), part / shard_name(accelerator.process_index))
-    except (OSError, SafetensorError) as error:
-        problem = getattr(error, "strerror", None) or brief(error)
-    if anywhere(problem is not None, accelerator):
+    problem, rank = None, accelerator.process_index
+    if accelerator.is_main_process:
+        remove_leftovers(folder)
+    accelerator.wait_for_everyone()
+    if rank < facts.files:
+        problem = attempt(write_share, part, rank, tensors)
+    if not anywhere(problem is not None, accelerator) and accelerator.is_main_process:
+        problem = attempt(complete, part, path, facts)
+    if anywhere(problem is not None, accelerator):  # all end together: none waits for one that failed
         shutil.rmtree(part, ignore_errors=True)
         raise _unwritten(path, problem or "another process failed", newest(folder))
     if accelerator.is_main_process:
-        try:
-            (part / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(part, path)
-        except OSError as error:
-            shutil.rmtree(part, ignore_errors=True)
-            raise _unwritten(path, error.strerror, newest(folder)) from None
         for old in states(folder)[:-keep]:
             remove(old)
     accelerator.wait_for_everyone()
     return path
+
+
+def attempt(write: Callable[..., None], *args: Any) -> str | None:
+    """Calls write(*args) and returns why nothing could be written, or None."""
+    try:
+        write(*args)
+    except (OSError, SafetensorError) as error:
+        return getattr(error, "strerror", None) or brief(error)
+    return None
+
+
+def write_share(part: Path, rank: int, tensors: dict[str, Tensor]) -> None:
+    part.mkdir(parents=True, exist_ok=True)
+    save_file(on_cpu(tensors), part / shard_name(rank))
+
+
+def complete(part: Path, path: Path, facts: Facts) -> None:
+    (part / FACTS).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(part, path)
 
 
 def _unwritten(path: Path, reason: str, last: Path | None) -> LanceError:
@@ -116,6 +128,13 @@ def remove_leftovers(folder: Path) -> None:
     """What an end in the middle of writing or removing a state has left."""
     for part in folder.glob(f".{PREFIX}*{PART}"):
         shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_all(folder: Path) -> None:
+    """Removes all states, and nothing else that the folder may hold."""
+    for path in states(folder):
+        remove(path)
+    remove_leftovers(folder)
 
 
 def remove(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -24,9 +23,9 @@ from .logs import Log
 from .objective import Batch, pack, tokens_of
 from .parallel import accelerator_of
 from .result import check_savable, write_result
-from .samples import write_samples
+from .samples import check_samples, write_samples
 from .schedule import learning_rate
-from .state import Facts, anywhere, check_essentials, newest, read_facts, read_tensors, save_state
+from .state import Facts, anywhere, check_essentials, newest, read_facts, read_tensors, remove_all, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,7 +37,10 @@ OnStep = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run. values: the last line of the log. path: the checkpoint's folder, or the LoRA's file."""
+    """A finished run. path: the checkpoint's folder, or the LoRA's file.
+
+    values: the last line of the log; empty where nothing was left to do.
+    """
 
     step: int
     values: dict[str, float]
@@ -56,11 +58,11 @@ def train(
     on_step saves the state after the step and raises KeyboardInterrupt; anything else that on_step raises just ends
     the run. Raises LanceError for a state of another run, a full disk, or a loss that is not a number any more.
     """
-    check_savable(config, lance)
+    check(config, lance)
     accelerator = accelerator_of(config, lance.device)
     folder = config.output / CHECKPOINTS
     if fresh and accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_all(folder)
     accelerator.wait_for_everyone()
     with ExitStack() as stack:
         if config.train.checkpointing:
@@ -92,6 +94,15 @@ def train(
                     write_samples(config.samples, lance, config.output / "samples", step)
         learner.take_average()
         return Result(step, values, write_result(config, lance, accelerator))
+
+
+def check(config: TrainConfig, lance: Lance) -> None:
+    """Raises LanceError, before a long run, for what would end it later."""
+    if lance.placement.budget is not None:  # making latents would move weights away in the middle of a step
+        raise LanceError("the model keeps to a budget of memory, in which none is trained: load it with memory=1000.")
+    check_savable(config, lance)
+    if config.samples.every:
+        check_samples(config.samples, lance)
 
 
 def batches_of(
