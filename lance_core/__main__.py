@@ -23,7 +23,7 @@ from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
 from .errors import LanceError, warnings_shown
 from .flow import RENORMS, Sampling
 from .inspection import inspect
-from .layout import BUILT_IN, find_checkpoint
+from .layout import BUILT_IN, BUILT_IN_FOLDER, find_checkpoint
 from .media import read_image, read_media, replacing, write_mp4, write_png
 from .merging import merge_checkpoint
 from .needs import Job, report
@@ -390,7 +390,7 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument(
         "--model",
         type=Path,
-        default=Path(BUILT_IN),
+        default=BUILT_IN_FOLDER,
         metavar="PATH",
         help=f"checkpoint, such as models/Lance_3B (default: {BUILT_IN}, the built-in toy)",
     )
@@ -521,7 +521,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("make-nano", help="train the built-in model again, from nothing; stopped, it goes on")
     one.add_argument("folder", type=Path, metavar="DIR", help="where the model goes; a checkpoint there is replaced")
-    one.add_argument("--work", type=Path, default=Path("nano"), metavar="DIR", help="for states (default: nano)")
+    one.add_argument("--work", type=Path, default=Path("nano-work"), metavar="DIR", help="states (default: nano-work)")
     one.add_argument("--seed", type=int, default=0)
     one.set_defaults(command=make_nano)
 

@@ -29,7 +29,7 @@ from .config import (
 )
 from .errors import LanceError
 from .layout import (
-    BUILT_IN,
+    BUILT_IN_FOLDER,
     LANGUAGE_FOLDERS,
     REPOSITORY,
     VAE_WEIGHTS,
@@ -309,7 +309,7 @@ def checked_tokenizer(files: CheckpointFiles, config: TextConfig) -> Tokenizer:
 
 
 def load_lance(
-    path: str | Path = BUILT_IN,
+    path: str | Path = BUILT_IN_FOLDER,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",

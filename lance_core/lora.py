@@ -245,3 +245,11 @@ def _check_sizes(lora: Mapping[str, Tensor], weights: Mapping[str, Sequence[int]
                     f"LoRA {file} does not fit: for {module} of size {tuple(shape)} it has {sizes[0]} and {sizes[1]};"
                     " choose one that was trained on Lance."
                 )
+            if 0 in sizes[1]:
+                raise LanceError(f"LoRA {file} holds nothing for {module}, factors of rank 0: save it again.")
+    for name, tensor in lora.items():
+        if name.endswith(".alpha") and tensor.numel() != 1:
+            raise LanceError(
+                f"LoRA {file} has {tensor.numel()} numbers as '{name.removeprefix(TARGET)}', where one belongs: save it"
+                " again."
+            )

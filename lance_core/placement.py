@@ -81,7 +81,7 @@ class Placement:
         self.device = device
         weights = sum(part.size for part in self.parts.values())
         self.budget = None if budget is None or budget >= weights + AMPLE else budget
-        self._requests: list[tuple[tuple[str, ...], int]] = []
+        self._requests: list[tuple[Placement, tuple[str, ...], int]] = []
         self._lock = RLock()  # a second thread would move the first one's weights
         self._streams: list[Stream | Lookup] = []
 
@@ -98,7 +98,7 @@ class Placement:
             return
         with self._lock:
             known = at_most is not None and self.ample(at_most)
-            self._requests.append((names, at_most if known else working()))
+            self._requests.append((self, names, at_most if known else working()))
             try:
                 self._arrange()
                 yield
@@ -110,7 +110,7 @@ class Placement:
         """Whether the budget has room for all parts and so many bytes, those of outer uses included."""
         if self.budget is None:
             return True
-        held = sum(needed for _, needed in self._requests)
+        held = sum(needed for *_, needed in self._requests)
         weights = sum(part.size for part in self.parts.values())
         return weights + math.ceil(SLACK * (held + working)) <= self.budget
 
@@ -119,19 +119,22 @@ class Placement:
         if self.budget is None:
             return True
         try:
-            arrangement(self.parts, names, self.budget, sum(needed for _, needed in self._requests) + working())
+            arrangement(self.parts, names, self.budget, sum(needed for *_, needed in self._requests) + working())
         except LanceError:
             return False
         return True
 
     def shared(self, transformer: nn.Module, extra: int) -> Placement:
-        """A placement of the same pieces for a model that has these weights, and `extra` bytes on the device, too."""
+        """A placement of the same pieces for a model that has these weights, and `extra` bytes on the device, too.
+
+        Uses of the two nest as those of one do.
+        """
         if self.budget is None:
             return self
         used = modules_of(transformer)
         parts = {label: replace(part, **used.get(label, {})) for label, part in self.parts.items()}
         placement = Placement(parts, self.device, self.budget - extra)
-        placement._lock = self._lock
+        placement._lock, placement._requests, placement._streams = self._lock, self._requests, self._streams
         return placement
 
     @property
@@ -148,10 +151,12 @@ class Placement:
         """Puts everything where the innermost use needs it; streams end where there is none."""
         while self._streams:
             self._streams.pop().close()
-        if not self._requests:
-            return
-        names, _ = self._requests[-1]
-        working = sum(needed for _, needed in self._requests)  # what outer uses hold stays while the inner one runs
+        if self._requests:
+            placement, names, _ = self._requests[-1]
+            placement._place(names)
+
+    def _place(self, names: Sequence[str]) -> None:
+        working = sum(needed for *_, needed in self._requests)  # what outer uses hold stays while the inner one runs
         places = arrangement(self.parts, names, self.budget, working)
         pairs = [pair for name, part in self.parts.items() for pair in zip(part.pieces, places[name])]
         leaving = [piece for piece, wanted in pairs if piece.present and not wanted]

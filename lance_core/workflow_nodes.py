@@ -176,13 +176,15 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
 
 
 def find_checkpoint(name: str, folders: Sequence[Path]) -> Path:
-    """The checkpoint of that name: built in, in a models folder, in its subfolder `lance`, or else the path itself."""
-    if name in (BUILT_IN, BUILT_IN_CHOICE):
+    """The checkpoint of that name: in a models folder, in its subfolder `lance`, the path itself, or built in."""
+    if name == BUILT_IN_CHOICE:
         return BUILT_IN_FOLDER
     candidates = [folder / part / name for folder in folders for part in ("lance", "")]
     for path in (*candidates, Path(name)):
         if path.exists():
             return path
+    if name == BUILT_IN:
+        return BUILT_IN_FOLDER
     places = ", ".join(str(folder / "lance") for folder in folders) or "no folder at all"
     raise LanceError(
         f"there is no checkpoint '{name}' in the models folders ({places}); download it there, name the folder with"

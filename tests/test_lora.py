@@ -237,6 +237,18 @@ def test_settings_of_another_adapter_are_refused():
     assert peft_alphas(lora, WEIGHTS, {"lora_alpha": 16, "r": 8, "rank_pattern": {"q_proj": 4}}, "x")
 
 
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"lora_A.weight": torch.ones(0, LINEAR[Q][1]), "lora_B.weight": torch.ones(LINEAR[Q][0], 0)}, "of rank 0"),
+        ({"alpha": torch.ones(2)}, f"has 2 numbers as '{Q}.alpha'"),
+    ],
+)
+def test_changes_that_mean_nothing_are_refused(changed, words):
+    with pytest.raises(LanceError, match=words):
+        convert({**factors(Q), **{f"base_model.model.{Q}.{suffix}": tensor for suffix, tensor in changed.items()}})
+
+
 @pytest.mark.parametrize("bad", [{"lora_alpha": "much"}, {"lora_alpha": 1, "alpha_pattern": {"(": 1}}])
 def test_unusable_alpha_is_refused(bad):
     with pytest.raises(LanceError, match="no usable lora_alpha"):

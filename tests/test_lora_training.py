@@ -327,6 +327,18 @@ def test_weights_that_come_and_go_give_the_same_bits(lora):
     assert any(not piece.present for part in applied.placement.parts.values() for piece in part.pieces)
 
 
+def test_uses_of_both_models_nest(lora):
+    """One decodes a preview of what the other paints: what the outer use needs is there again when the inner ends."""
+    base = load_lance(TINY, device="cpu", dtype="fp32", memory=5.7e6 / GIB)  # for the VAE or the layers
+    applied = apply_loras(base, [(lora[1], 1.0)])
+    pieces = [piece for name in ("rest", *stages.PAINTING) for piece in base.placement.parts[name].pieces]
+    with applied.placement.use(*stages.PAINTING):
+        before = [piece.present for piece in pieces]
+        with base.placement.use("vae"):
+            assert [piece.present for piece in pieces] != before
+        assert [piece.present for piece in pieces] == before
+
+
 @pytest.mark.parametrize("format", ["int8", "nf4"])
 def test_quantised_weights_stay_as_they_are(lora, format):
     lance = load_lance(TINY, device="cpu", dtype="fp32", weights=format)
@@ -421,7 +433,7 @@ def test_only_the_lora_s_weights_change_and_types_stay(second, tmp_path):
         if f"{path}.lora_A.weight" in lora:
             factors = lora[f"{path}.lora_B.weight"] @ lora[f"{path}.lora_A.weight"]
             expected = weight.float() + 2.0 * float(lora[f"{path}.alpha"]) / 2 * factors
-            torch.testing.assert_close(after[name].float(), expected.to(weight.dtype).float(), rtol=8e-3, atol=1e-6)
+            assert (after[name] == expected.to(weight.dtype)).float().mean() > 0.999  # ties may fall either way
             assert not torch.equal(after[name], weight)
         else:
             assert torch.equal(after[name], weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from lance_core.quantized import quantize_model
 from lance_core.stages import target_grid
 from lance_core.tiny import TINY_VISION, random_lance, tokenizer_specification
 from lance_core.tokenizer import Tokenizer
+from lance_core.train.config import TrainConfig, Training
+from lance_core.train.lora import LoraConfig
+from lance_core.train.plan import training_needs
 from lance_core.transformer import LanceTransformer
 from lance_core.vae import VAEConfig, WanVAE
 from lance_core.vit import VisionTower
@@ -239,6 +243,14 @@ def test_a_rough_figure_for_answering_is_enough():
     lance = released()
     tokens = answer.context // lance.transformer.context_memory(1, lance.dtype)
     assert answer.working < memory.roughly_running(lance.transformer, 1, tokens, lance.dtype)
+
+
+@pytest.mark.parametrize(("format", "most"), [(None, 24), ("nf4", 12)])
+def test_a_lora_of_the_released_size_can_be_trained_on_a_card(format, most):
+    """Of so many GiB, one of them for the system and CUDA; the table of docs/lora.md is `table` of this."""
+    training = Training(method="lora", checkpointing=True)
+    config = TrainConfig(Path("run"), train=training, lora=LoraConfig())
+    assert training_needs(config, released.__wrapped__(format)).total <= (most - 1) * GIB
 
 
 def test_the_edit_of_a_long_clip_fits_a_card_of_8_gib():

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 
 from lance_core import stages
+from lance_core.__main__ import main
 from lance_core.checkpoint import Lance, load_lance
 from lance_core.errors import LanceError
 from lance_core.inspection import inspect
@@ -80,6 +81,12 @@ def test_what_is_named_like_it_comes_first(tmp_path, monkeypatch):
     (tmp_path / "nano").mkdir()
     with pytest.raises(LanceError, match="nano holds no Lance checkpoint"):
         find_checkpoint("nano")
+    assert load_lance(device="cpu").config == nano().config, "but unasked the built-in one is taken"
+    assert main(["memory", "generate"]) == 0
+    models = tmp_path / "models"
+    (models / "lance/nano").mkdir(parents=True)
+    assert find_by_name("nano", (models,)) == models / "lance/nano"
+    assert find_by_name(BUILT_IN_CHOICE, (models,)) == BUILT_IN_FOLDER
 
 
 def test_it_knows_its_sizes():
