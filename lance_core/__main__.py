@@ -38,7 +38,9 @@ LATENT_SUFFIXES = (".safetensors", ".latent")
 SUFFIXES = (".png", ".mp4", *LATENT_SUFFIXES)
 MAX_FPS = 240
 FULL = "error: the memory is full; choose a smaller size, fewer frames or --tile 16."
-CLIP_FRAMES = 49
+FULL_TRAINING = (
+    "error: the memory is full; give fewer train.tokens, or train.checkpointing = true (--plan says what helps)."
+)
 
 
 class Bars:
@@ -154,9 +156,10 @@ def sampling(args: argparse.Namespace, bars: Bars) -> dict:
 
 def generate(args: argparse.Namespace, bars: Bars) -> None:
     is_clip = args.first_frame is not None or (args.output is not None and args.output.suffix.lower() == ".mp4")
-    frames = args.frames if args.frames is not None else CLIP_FRAMES if is_clip else 1
-    output = output_path(args.output, Path(f"lance_{args.seed}"), frames, args.fps, args.tile)
+    given = args.frames if args.frames is not None else None if is_clip else 1
+    output = output_path(args.output, Path(f"lance_{args.seed}"), given, args.fps, args.tile)
     lance, first = load_for(output, args), None
+    frames = lance.config.resolutions.video.frames if given is None else given
     if args.first_frame is not None:
         bucket = lance.config.resolutions.video if args.resolution == "auto" else resolution(args)
         first = stages.encode_latent(lance, read_image(args.first_frame), resolution=bucket)
@@ -289,7 +292,7 @@ def run(args: argparse.Namespace, bars: Bars) -> None:
     run_workflow(
         read_workflow(args.workflow),
         output=args.output,
-        inputs=args.input or (Path.cwd(), folder, folder.parent / "media"),
+        inputs=args.input or (Path.cwd(), folder),
         models=args.models or default_models(),
         overrides=args.set,
         model=args.model,
@@ -305,8 +308,10 @@ def default_models() -> tuple[Path, ...]:
     return (*(Path(folder) for folder in listed if folder), Path("models"))
 
 
-def output_path(given: Path | None, default: Path, frames: int, fps: float, tile: int | None) -> Path:
+def output_path(given: Path | None, default: Path, frames: int | None, fps: float, tile: int | None) -> Path:
     """Where a result of so many frames goes; LanceError, before any work, where that kind of file cannot hold it.
+
+    frames: None for a clip of whatever length.
 
     default: the path without its suffix where none is given; nothing that exists is overwritten then.
     """
@@ -318,8 +323,9 @@ def output_path(given: Path | None, default: Path, frames: int, fps: float, tile
         return unused(default.with_name(f"{default.name}{'.png' if frames == 1 else '.mp4'}"))
     if given.suffix.lower() not in SUFFIXES:
         raise LanceError(f"the output {given} is of no kind that can be written; end it in {', '.join(SUFFIXES)}.")
-    if given.suffix.lower() == ".png" and frames > 1:
-        raise LanceError(f"the output {given} is one picture, but there are {frames} frames; end it in .mp4.")
+    if given.suffix.lower() == ".png" and frames != 1:
+        several = f"there are {frames} frames" if frames else "this is a clip"
+        raise LanceError(f"the output {given} is one picture, but {several}; end it in .mp4.")
     folder = next(parent for parent in given.absolute().parents if parent.exists())
     if given.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise LanceError(f"{given} cannot be written; choose another name or folder.")
@@ -535,7 +541,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="DIR",
-        help="where LoadImage and LoadVideo look; default: here, the workflow's folder, and ../media beside it",
+        help="where LoadImage and LoadVideo look; default: here, and the workflow's folder",
     )
     one.add_argument(
         "--models", type=Path, action="append", metavar="DIR", help="default: those of $LANCE_MODELS, and models"
@@ -577,6 +583,7 @@ def painting_options() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, or 2 after an error that was told on stderr, or 130 after Ctrl-C."""
     args = parser().parse_args(argv)
+    full = FULL_TRAINING if args.command is train else FULL
     try:
         with warnings_shown(lambda sentence: tqdm.write(f"warning: {sentence}", file=sys.stderr)), Bars() as bars:
             args.command(args, bars)
@@ -584,12 +591,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (torch.OutOfMemoryError, MemoryError):
-        print(FULL, file=sys.stderr)
+        print(full, file=sys.stderr)
         return 2
     except RuntimeError as error:  # what torch raises where the host's own memory is full
         if "DefaultCPUAllocator" not in str(error):
             raise
-        print(FULL, file=sys.stderr)
+        print(full, file=sys.stderr)
         return 2
     except OSError as error:  # of the terminal or a full disk: files of ours are LanceErrors
         print(f"error: {error.strerror}; nothing more could be written.", file=sys.stderr)

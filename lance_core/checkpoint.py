@@ -315,7 +315,7 @@ def load_lance(
     dtype: str | torch.dtype = "auto",
     attention: str | Attention = "auto",
     weights: str = "auto",
-    memory: str | float = "auto",
+    memory: str | float | None = "auto",
     compiled: bool = False,
 ) -> Lance:
     """The model at `path` (see `find_checkpoint`; by default the built-in one), ready for inference.
@@ -325,9 +325,9 @@ def load_lance(
     "sdpa" for torch's, or a callable like `attention.attention`. weights: "auto" leaves quantised ones as stored and
     has others in dtype; one of `quantized.FORMATS` quantises the decoder's projections, one by one. memory: GiB of
     device memory to make do with, weights included; what does not fit waits in the host's memory. "auto": what is free
-    on a CUDA device now, but for half a GiB, elsewhere no limit. compiled: the decoder's layers at their first use,
-    which takes a minute or so, and on CUDA the writing of text as a graph; results stay equal but for rounding. A
-    missing vision tower or VAE is None in the result.
+    on a CUDA device now, but for half a GiB, elsewhere no limit; None: no limit. compiled: the decoder's layers at
+    their first use, which takes a minute or so, and on CUDA the writing of text as a graph; results stay equal but for
+    rounding. A missing vision tower or VAE is None in the result.
     Beyond the model itself loading takes about 250 MB of host memory. Raises LanceError for whatever is missing,
     damaged or of the wrong shape, before any memory is taken.
     """

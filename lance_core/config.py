@@ -66,12 +66,13 @@ class TextConfig:
 class Resolution:
     """The side, in pixels, of the square bucket of each branch.
 
-    ratio: width to height of what is painted in it unless a size is asked for.
+    ratio: width to height of what is painted in it unless a size is asked for; frames: likewise, of a clip.
     """
 
     vae: int
     vit: int
     ratio: tuple[int, int] = (1, 1)
+    frames: int = 49
 
 
 RESOLUTIONS = {
@@ -160,8 +161,8 @@ def vision_config(values: dict, source: str = "config.json") -> VisionConfig:
 def resolutions_config(values: dict, source: str = "llm_config.json") -> Resolutions:
     """The sizes that the model was trained at, from the contents of `llm_config.json`.
 
-    {"resolutions": {"image": {"vae": 64, "vit": 112, "ratio": [1, 1]}, "video": {...}}}; for a kind that is absent they
-    are the release's. Raises LanceError for values that are no sizes.
+    {"resolutions": {"image": {"vae": 64, "vit": 112, "ratio": [1, 1]}, "video": {..., "frames": 9}}}; what is absent is
+    as in the release. Raises LanceError for values that are no sizes.
     """
     given = values.get("resolutions", {})
     if not isinstance(given, dict) or not all(isinstance(one, dict) for one in given.values()):

@@ -253,11 +253,13 @@ def weight_bytes(*modules: nn.Module | None) -> int:
     return sum(tensor.nbytes for module in modules if module is not None for _, tensor in tensors(module))
 
 
-def resolve_memory(memory: str | float, device: torch.device) -> int | None:
-    """Bytes of device memory to make do with, from GiB; "auto": what is free on CUDA but for `RESERVE`, else no limit.
+def resolve_memory(memory: str | float | None, device: torch.device) -> int | None:
+    """Bytes of device memory to make do with, from GiB; None: no limit.
 
-    Raises LanceError for other things.
+    "auto": what is free on CUDA but for `RESERVE`, else no limit. Raises LanceError for other things.
     """
+    if memory is None:
+        return None
     if memory == "auto":
         if device.type != "cuda":
             return None

@@ -212,8 +212,7 @@ def test_run_shows_answers_and_files(capsys, home, monkeypatch):
     with Image.open(picture) as image:
         assert json.loads(image.text["prompt"])["4"]["inputs"]["question"] == "Why?"
 
-    (home / "media").mkdir()
-    (home / "picture.png").rename(home / "media" / "picture.png")  # beside the workflow's folder
+    (home / "picture.png").rename(home / "flows" / "picture.png")  # beside the workflow
     monkeypatch.setenv("LANCE_MODELS", str(home / "farm"))
     assert main(["run", "flows/ask.json", "--output", "other"]) == 0
     assert Path("other/copy_00001_.png").exists()

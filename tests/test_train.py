@@ -392,6 +392,11 @@ def test_the_command_trains_what_a_file_says(tmp_path, capsys):
         ("[samples]\nwidth = 100", "samples.width is 100: give a multiple of 16"),
         ("[train]\nshard = true\n[samples]\nevery = 5\nprompts = ['x']", "samples cannot be made from sharded weights"),
         ("[[data]]\npath = 'x'\nspeed = 3", r"\[data\[0\]\] has no 'speed'"),
+        ("[[data]]\nsmall_world = true\n[[data]]\nweight = 1", r"\[data\[1\]\] lacks 'path'"),
+        (
+            "[train]\nmethod = 'lora'\n[lora]\nlayers = 5",
+            "lora.layers is 5: choose one of 'all', or give a list",
+        ),
         ("[data]\npath = 'x'", r"'data' is not a list of tables: begin each with \[\[data\]\]"),
         ("train = 3", r"'train' is not a table: begin it with \[train\]"),
         ("[train", "it is not valid TOML"),

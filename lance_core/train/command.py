@@ -15,7 +15,6 @@ from .parallel import first, own_device
 from .trainer import Result, train
 
 CACHE = "latents"  # in the run's folder
-LIMITLESS = 2.0**20  # GiB of device memory: weights in training have to stay where they are
 
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
@@ -55,7 +54,7 @@ def load_model(config: TrainConfig, device: str = "auto") -> Lance:
     dtype = "fp32" if config.train.method == "full" else config.train.precision
     if dtype == "auto" and chosen.type != "cuda":
         dtype = "fp32"
-    return load_lance(config.model.checkpoint, device=chosen, dtype=dtype, memory=LIMITLESS)
+    return load_lance(config.model.checkpoint, device=chosen, dtype=dtype, memory=None)
 
 
 def open_examples(config: TrainConfig, lance: Lance) -> Examples:

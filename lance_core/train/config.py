@@ -215,14 +215,14 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
     entries = values.pop("data", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise LanceError("'data' is not a list of tables: begin each with [[data]].")
-    worlds = [entry for entry in entries if entry.get("small_world")]
-    records = [entry for entry in entries if not entry.get("small_world")]
-    values["small_world"] = sum(read(World, entry, f"data[{entries.index(entry)}]").weight for entry in worlds)
-    values["data"] = records
-    if records:
+    named = {f"data[{index}]": entry for index, entry in enumerate(entries)}
+    worlds = {place: entry for place, entry in named.items() if entry.get("small_world")}
+    values["small_world"] = sum(read(World, entry, place).weight for place, entry in worlds.items())
+    values["data"] = ()
+    if len(worlds) < len(named):
         from .data import DataConfig
 
-        hints["data"] = tuple[DataConfig, ...]
+        values["data"] = tuple(read(DataConfig, entry, place) for place, entry in named.items() if place not in worlds)
     return read(TrainConfig, values, "", hints)
 
 
@@ -274,19 +274,19 @@ def value_of(hint: Any, value: Any, place: str) -> Any:
     right = {float: (int, float), Path: (str, Path)}.get(hint, hint)
     if not isinstance(value, right) or isinstance(value, bool) and hint is not bool:
         raise LanceError(f"{place} is {value!r}: give {KINDS.get(hint, hint)}.")
-    return hint(value)
+    return Path(value).expanduser() if hint is Path else hint(value)
 
 
 def _one_of(options: tuple[Any, ...], value: Any, place: str) -> Any:
     if NoneType in options and value is None:
         return None
-    problem = None
+    problems = []
     for option in options:
         try:
             return value_of(option, value, place)
         except LanceError as error:
-            problem = problem or error
-    raise problem
+            problems.append(str(error).partition(": ")[2].rstrip("."))
+    raise LanceError(f"{place} is {value!r}: {', or '.join(problems)}.")
 
 
 def _items(options: tuple[Any, ...], value: Any, place: str) -> tuple[Any, ...]:

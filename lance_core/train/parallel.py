@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+PATIENCE = timedelta(hours=2)  # of processes that wait for one which writes samples or a checkpoint
+
+
 def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -35,7 +39,7 @@ def first() -> bool:
 
 def own_device(device: str = "auto") -> str:
     """The device of this process: each of several on one machine has a GPU of its own."""
-    if device == "auto" and processes() > 1 and torch.cuda.is_available():
+    if device in ("auto", "cuda") and processes() > 1 and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return device
 
@@ -69,6 +73,10 @@ def accelerator_of(config: TrainConfig, device: torch.device) -> Accelerator:
     """The engine for a model on that device, with this process joined to the others."""
     with needed():
         import accelerate
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
+        raise LanceError(
+            "accelerate is set up for FSDP itself: choose no FSDP in `accelerate config`, and train.shard."
+        )
     if config.train.shard and processes() == 1:
         raise LanceError("train.shard needs several processes: start them with torchrun, or set it to false.")
     accelerate.state.AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
@@ -81,7 +89,10 @@ def accelerator_of(config: TrainConfig, device: torch.device) -> Accelerator:
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=config.train.accumulate,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[
+            accelerate.DistributedDataParallelKwargs(find_unused_parameters=True),
+            accelerate.InitProcessGroupKwargs(timeout=PATIENCE),
+        ],
     )
 
 

@@ -99,7 +99,7 @@ def train(
 def check(config: TrainConfig, lance: Lance) -> None:
     """Raises LanceError, before a long run, for what would end it later."""
     if lance.placement.budget is not None:  # making latents would move weights away in the middle of a step
-        raise LanceError("the model keeps to a budget of memory, in which none is trained: load it with memory=1000.")
+        raise LanceError("the model keeps to a budget of memory, in which none is trained: load it with memory=None.")
     check_savable(config, lance)
     if config.samples.every:
         check_samples(config.samples, lance)

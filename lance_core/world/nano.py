@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -40,9 +40,6 @@ from .scene import random_clip, random_scene
 from .words import Language, caption, clip_caption
 
 VAE = VAEConfig(encoder_width=12, decoder_width=16)
-VISION = VisionConfig(
-    depth=4, hidden_size=96, intermediate_size=256, num_heads=4, out_hidden_size=192, fullatt_block_indexes=(3,)
-)
 # With the release's theta of a million, neighbouring cells of so small a grid would look the same. Of the frequencies
 # time and rows have the two fastest each; most are so slow that words are found wherever they stand.
 TEXT = TextConfig(
@@ -55,8 +52,16 @@ TEXT = TextConfig(
     rope_theta=1000.0,
     mrope_section=(2, 2, 12),
 )
+VISION = VisionConfig(
+    depth=4,
+    hidden_size=96,
+    intermediate_size=256,
+    num_heads=4,
+    out_hidden_size=TEXT.hidden_size,
+    fullatt_block_indexes=(3,),
+)
 SIDES = Resolution(vae=64, vit=112)
-CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, SIDES))
+CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
 VAE_STATE = "vae.safetensors"  # while the rest is being made
