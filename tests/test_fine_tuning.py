@@ -172,7 +172,7 @@ def test_the_recipe_reads_what_the_commands_write():
     assert 'output = "runs/orange"' in text and 'path = "orange"' in text
 
 
-@pytest.mark.meaning
+@pytest.mark.unlearnt
 def test_a_short_run_teaches_a_colour(tmp_path):
     """To say that something is orange, of combinations held out from the data."""
     vocabulary = with_new("orange")

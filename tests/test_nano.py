@@ -1,6 +1,6 @@
 """The built-in model: it is there, it is small, and what it says and paints is right.
 
-`pytest -m meaning` runs the tests, here and in tests/comfyui, that fail with random weights.
+`pytest -m unlearnt` runs the tests, here and in tests/comfyui, of what it should get right and does not yet.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.comfyui.build_workflows import CLIP, CLIP_FRAMES, PICTURE
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = ROOT / "workflows/api"
 MOST_BYTES = 25e6
-meaning = pytest.mark.meaning
+unlearnt = pytest.mark.unlearnt
 
 SCENE: Scene = random_scene(Random(PICTURE), "test")
 FILM: Clip = random_clip(Random(CLIP), "test")
@@ -120,13 +120,11 @@ def test_a_file_takes_the_example_s_place(tmp_path):
 # --- it is right -----------------------------------------------------------------------------------------------------
 
 
-@meaning
 def test_what_colour_is_the_circle():
     semantic = stages.encode_semantic(nano(), draw(SCENE))
     assert plain(stages.understand(nano(), semantic, "What colour is the circle?")) == "red"
 
 
-@meaning
 def test_make_the_circle_blue():
     before = draw(SCENE)
     semantic, latent = stages.encode_semantic(nano(), before), stages.encode_latent(nano(), before)
@@ -134,7 +132,7 @@ def test_make_the_circle_blue():
     assert is_edited(before, after, SCENE, SCENE.changed(circle_of(SCENE), colour="blue"))
 
 
-@meaning
+@unlearnt
 def test_the_command_line_understands_then_edits(tmp_path):
     """As a newcomer types it, with nothing downloaded."""
     command = [sys.executable, "-m", "lance_core", "run", str(WORKFLOWS / "understand_then_edit.json")]
@@ -159,32 +157,28 @@ def run(tmp_path):
     return run
 
 
-@meaning
 @pytest.mark.parametrize("name, answer", [("ask_image", "red"), ("ask_video", FILM.direction)])
 def test_a_workflow_answers(run, name, answer):
     assert plain(run(name)[0]) == answer
 
 
-@meaning
 def test_a_workflow_paints_what_it_is_told(run):
     things = Thing((0, 0), "red", "circle", "big"), Thing((1, 2), "blue", "square", "small")
     assert shows_all(judge.read_picture(read_image(run("text_to_image")[1])[0]), Scene("white", things))
 
 
-@meaning
 @pytest.mark.parametrize("name, direction", [("text_to_video", "right"), ("image_to_video", "up")])
 def test_a_workflow_paints_a_motion(run, name, direction):
     assert judge.read_clip(read_clip(run(name)[1])[0]).direction == direction
 
 
-@meaning
 def test_a_workflow_edits_a_clip(run):
     film = judge.read_clip(read_clip(run("video_edit")[1])[0])
     assert film.direction == FILM.direction
     assert {thing.colour for thing in film.last.things if thing.shape == "circle"} == {"blue"}
 
 
-@meaning
+@unlearnt
 def test_other_examples_are_mostly_right():
     """Of seeds that nobody has chosen."""
     right = 0

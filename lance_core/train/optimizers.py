@@ -12,7 +12,8 @@ from .config import Training
 
 # What an optimizer remembers of a weight: AdamW three things, Muon one.
 MOMENTS = ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
-INNER = re.compile(r"\.(layers|blocks)\.\d+\.")  # of what surrounds the layers, rows stand for tokens or channels
+# What surrounds these is AdamW's: there, rows or columns stand for tokens or channels.
+INNER = re.compile(r"\.(layers|blocks)\.\d+\.|\.merger\.mlp\.")
 
 
 def optimizers_of(trainee: nn.Module, training: Training) -> list[torch.optim.Optimizer]:

@@ -64,12 +64,12 @@ class SmallWorld:
         }
         self.kept: dict[tuple[str, int], Item] = {}
         self.tasks: dict[Callable[[Random], Example], float] = {
-            self.paint: 0.30,
-            self.edit: 0.24,
-            self.ask: 0.25,
-            self.describe: 0.04,
+            self.paint: 0.28,
+            self.edit: 0.23,
+            self.ask: 0.30,
+            self.describe: 0.03,
             self.join: 0.02,
-            self.film: 0.07,
+            self.film: 0.06,
             self.animate: 0.02,
             self.edit_clip: 0.02,
             self.ask_of_clip: 0.04,

@@ -84,7 +84,7 @@ class Recipe:
     amounts: Amounts = Amounts()
     training: Training = Training(
         optimizer="muon",
-        steps=8000,
+        steps=5200,
         tokens=2600,
         learning_rate=3e-3,
         min_learning_rate=5e-5,

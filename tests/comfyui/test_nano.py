@@ -19,7 +19,7 @@ from .server import ComfyServer, Run
 from .test_server import file_of, read, shown_text
 
 SCENE, FILM = random_scene(Random(PICTURE), "test"), random_clip(Random(CLIP), "test")
-meaning = pytest.mark.meaning
+unlearnt = pytest.mark.unlearnt
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +46,23 @@ def is_edited(path: Path, expected: Scene) -> bool:
     return shows_all(judge.read_picture(after[0]), expected) and rest >= CLEAN
 
 
-@meaning
 @pytest.mark.parametrize("name, answer", [("ask_image", "red"), ("ask_video", FILM.direction)])
 def test_it_answers(runs, name, answer):
     assert plain(shown_text(runs(name))) == answer
 
 
-@meaning
 def test_it_makes_the_circle_blue(server, runs):
     (circle,) = [thing for thing in SCENE.things if thing.shape == "circle"]
     assert is_edited(file_of(server, runs("image_edit"), ".png"), SCENE.changed(circle, colour="blue"))
 
 
-@meaning
+@unlearnt
 def test_it_understands_then_edits(server, runs):
     true = suggestion(SCENE)
     assert shown_text(runs("understand_then_edit")) == true.instruction + KEEP["en"]
     assert is_edited(file_of(server, runs("understand_then_edit"), ".png"), true.after)
 
 
-@meaning
 @pytest.mark.parametrize(
     "name, background, things",
     [
@@ -78,7 +75,6 @@ def test_it_paints_what_it_is_told(server, runs, name, background, things):
     assert shows_all(judge.read_picture(picture[0]), Scene(background, tuple(things)))
 
 
-@meaning
 def test_it_paints_a_motion(server, runs):
     frames, _ = read_clip(file_of(server, runs("text_to_video"), ".mp4"))
     assert judge.read_clip(frames).direction == "right"
