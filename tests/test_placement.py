@@ -305,7 +305,7 @@ def test_every_tensor_belongs_to_one_part():
     assert parts["rest"].size < parts["generation"].size
 
 
-@pytest.mark.parametrize("memory", [0, -1, True, "much", float("nan"), float("inf"), None])
+@pytest.mark.parametrize("memory", [0, -1, True, "much", float("nan"), float("inf")])
 def test_memory_is_a_number_of_gib(memory):
     with pytest.raises(LanceError, match="give a number of GiB above 0, or 'auto'"):
         load_lance(TINY, device="cpu", memory=memory)
