@@ -572,6 +572,14 @@ def test_from_files_to_parquet_and_back(media):
     assert contents(all_of(media / "back")) == contents(all_of(data)[:7])
 
 
+def test_what_parquet_cannot_hold_is_left_out(media, monkeypatch):
+    small, large = sorted(("good", "odd"), key=lambda name: (media / f"{name}.png").stat().st_size)
+    monkeypatch.setattr("lance_core.train.parquet.MOST_BYTES", (media / f"{small}.png").stat().st_size)
+    data = write_lines(media, painting(large), painting(small))
+    with pytest.warns(LanceWarning, match="line 1 is left out: image_bytes has .* bytes, and Parquet takes"):
+        assert convert_data(data, media / "parquet").counts == {"t2i.parquet": 1}
+
+
 def test_a_folder_that_cannot_be_filled_is_not_there(media):
     with pytest.warns(LanceWarning), pytest.raises(LanceError, match="no record of .* can be converted: .* line 1"):
         convert_data(write_lines(media, painting("none")), media / "new")

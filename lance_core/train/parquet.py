@@ -29,6 +29,7 @@ SCHEMAS = {
 }
 FIRST_FRAME = "first_frame"
 GROUP_BYTES, GROUP_ROWS = 2**25, 256  # a row group is written once it has so many
+MOST_BYTES = 2**31 - 2 * GROUP_BYTES  # of a file in it: a column of a group has to stay below two GiB
 KINDS: dict[str, Kind] = {"i": "image", "v": "video"}
 
 
@@ -193,11 +194,15 @@ class ParquetWriter:
         self.writers: dict[str, Any] = {}
 
     def write(self, record: Record, kinds: Sequence[Kind]) -> str:
-        """Returns the schema; raises LanceError where there is none for the record."""
+        """Returns the schema; raises LanceError where there is none for the record, or it is too large."""
         schema = schema_of(record, kinds)
+        row, media = row_of(record, schema), SCHEMAS[schema][1]
+        for name in media:
+            if (size := len(row[name])) > MOST_BYTES:
+                raise LanceError(f"{name} has {size:,} bytes, and Parquet takes {MOST_BYTES:,}; cut the clip.")
         rows = self.waiting.setdefault(schema, [])
-        rows.append(row_of(record, schema))
-        if len(rows) >= GROUP_ROWS or sum(len(row[name]) for row in rows for name in SCHEMAS[schema][1]) >= GROUP_BYTES:
+        rows.append(row)
+        if len(rows) >= GROUP_ROWS or sum(len(row[name]) for row in rows for name in media) >= GROUP_BYTES:
             self._flush(schema)
         return schema
 
