@@ -25,6 +25,7 @@ from lance_core.train.batches import Batches, Share
 from lance_core.train.config import Question, Samples, Saving, Training, read_config
 from lance_core.train.learner import Learner, recomputed
 from lance_core.train.parallel import accelerator_of
+from lance_core.train.result import LORA
 from lance_core.train.schedule import decay, learning_rate
 from lance_core.train.state import Facts, newest
 from lance_core.train.trainer import batches_of, train
@@ -229,9 +230,12 @@ def test_weights_too_coarse_to_be_trained_are_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_do_what_one_does(tmp_path):
     """With all weights each and with half of them each, one painting, the other answering; and one goes on."""
-    one, two, shared, left, halves = (tmp_path / name for name in ("one", "two", "shared", "left", "halves"))
+    names = ("one", "two", "shared", "left", "halves", "lora", "sharded")
+    one, two, shared, left, halves, lora, sharded = (tmp_path / name for name in names)
     run(one, accumulate=2)
+    run(lora, accumulate=2, method="lora")
     runs = f"{two} , {shared} shard=1 stop=5 , {shared} shard=1 , {left} stop=4 , {halves} shard=1 stop=4"
+    runs += f" , {sharded} shard=1 method=lora"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.training_run")
     with process(*runs.split(), launcher=launcher) as running:
         running.communicate()
@@ -240,6 +244,9 @@ def test_two_processes_do_what_one_does(tmp_path):
         assert losses(other) == pytest.approx(losses(one), abs=2e-5)
         for name, weight in weights(one).items():
             torch.testing.assert_close(weights(other)[name], weight, atol=5e-4, rtol=0)
+    assert losses(sharded) == pytest.approx(losses(lora), abs=2e-5) != losses(one)
+    for name, matrix in load_file(lora / LORA).items():
+        torch.testing.assert_close(load_file(sharded / LORA)[name], matrix, atol=5e-4, rtol=0)
     for folder, files in ((shared, 2), (halves, 2), (left, 1)):
         assert len(list(newest(folder / "checkpoints").glob("*.safetensors"))) == files
     for alone in (left, halves):

@@ -14,6 +14,7 @@ from lance_core.config import LanceConfig, TextConfig, VisionConfig
 from lance_core.tiny import random_lance
 from lance_core.train.config import Saving, TrainConfig, Training
 from lance_core.train.examples import Example
+from lance_core.train.lora import LoraConfig
 from lance_core.train.trainer import train
 
 TEXT = TextConfig(
@@ -50,7 +51,8 @@ def configuration(output: Path, **options) -> TrainConfig:
     """One example per batch; everything else is small, fast and float32."""
     usual = {"steps": STEPS, "tokens": 1, "learning_rate": 1e-3, "warmup": 2, "log_every": 1, "precision": "fp32"}
     saving = {"every": options.pop("every", 2), "dtype": "fp32"}
-    return TrainConfig(output, train=Training(**{**usual, **options}), save=Saving(**saving))
+    lora = LoraConfig(rank=4) if options.get("method") == "lora" else None
+    return TrainConfig(output, train=Training(**{**usual, **options}), save=Saving(**saving), lora=lora)
 
 
 def main(output: str, *given: str) -> None:

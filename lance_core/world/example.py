@@ -6,7 +6,7 @@ from random import Random
 
 from torch import Tensor
 
-from ..checks import check_whole
+from ..checks import MAX_FRAMES, check_whole
 from .render import draw, draw_clip
 from .scene import random_clip, random_scene
 from .words import caption, clip_caption
@@ -18,7 +18,7 @@ def example(seed: int, frames: int = 1) -> tuple[Tensor, str]:
     frames: 1 for a picture, more for a clip in which one thing moves. Raises LanceError for numbers out of range.
     """
     check_whole("seed", seed, 0)
-    check_whole("frames", frames, 1)
+    check_whole("frames", frames, 1, MAX_FRAMES)
     random = Random(seed)
     if frames == 1:
         scene = random_scene(random, "test")
