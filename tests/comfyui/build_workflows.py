@@ -236,7 +236,7 @@ def understand_then_edit() -> Graph:
     instruction = graph.add(
         "StringConcatenate", string_a=answer[0], string_b="Keep everything else as it is.", delimiter=" "
     )
-    graph.add("PreviewAny", source=instruction[0])
+    graph.add("PreviewAny", stage="Decide", source=instruction[0])
     edited = graph.add("LanceEdit", model=lance[0], semantic=semantic[0], latent=latent[0], instruction=instruction[0])
     save_image(graph, lance, edited)
     return graph
@@ -330,7 +330,7 @@ def describe_and_regenerate() -> Graph:
         system=describe_prompt("image"),
         semantic=semantic[0],
     )
-    graph.add("PreviewAny", source=words[0])
+    graph.add("PreviewAny", stage="Decide", source=words[0])
     again = graph.add("LanceGenerate", stage="Paint again", model=lance[0], prompt=words[0])
     save_image(graph, lance, again)
     return graph
