@@ -23,7 +23,7 @@ from lance_core.flow import Sampling
 from lance_core.train.command import load_model, open_examples
 from lance_core.train.config import TrainConfig, read_config
 from lance_core.train.result import LORA
-from lance_core.train.trainer import train
+from lance_core.train.trainer import finished, train
 from lance_core.world import accuracy
 from lance_core.world.accuracy import Cases
 from lance_core.world.files import make_world
@@ -76,16 +76,19 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="for data, states and LoRA; used again if it is there")
     args = parser.parse_args()
     with nullcontext(args.keep) if args.keep else tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+        folder = Path(folder, args.new)
         config = recipe(folder, args.steps)
         if not (folder / "data").exists():
             make_world(folder / "data", count=args.records, vocabulary=with_new(args.new))
-        took = seconds(lambda: fine_tuned(config))
+        title = f"{config.train.steps} steps"
+        if finished(config):
+            fine_tuned(config)
+        else:
+            title += f" in {seconds(lambda: fine_tuned(config)):.0f} s"
         base = load_model(config, "cpu")
         tuned = apply_loras(base, [(config.output / LORA, 1.0)])
         with torch.inference_mode():
             before, after = (measured(lance, args.new, args.count, args.sampling_steps) for lance in (base, tuned))
-    title = f"{config.train.steps} steps in {took:.0f} s"
     print(markdown(title, {name: {"before": value, "after": after[name]} for name, value in before.items()}))
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lance_core.checkpoint import Lance, load_lance
 from lance_core.flow import RENORMS, Sampling
-from lance_core.layout import BUILT_IN
+from lance_core.layout import BUILT_IN_FOLDER
 from lance_core.world import accuracy
 from lance_core.world.accuracy import Cases, OnCase
 from lance_core.world.shares import Results
@@ -97,7 +97,7 @@ def progress(name: str) -> Iterator[OnCase]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=Path(BUILT_IN), help="default: the built-in model")
+    parser.add_argument("--checkpoint", type=Path, default=BUILT_IN_FOLDER, help="default: the built-in model")
     parser.add_argument("--count", type=int, default=200, help="cases of every measurement (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the cases (default: 0)")
     parser.add_argument("--only", nargs="+", choices=tuple(MEASUREMENTS), default=tuple(MEASUREMENTS))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,6 +31,7 @@ from .placement import resolve_memory
 from .quantized import FORMATS, STORED_FORMATS
 from .quantizing import quantize_checkpoint
 from .resize import RESOLUTION_CHOICES, resolution_of
+from .storage import save_tensors
 from .tiny import make_tiny
 from .workflow import Result, read_workflow, run_workflow
 
@@ -278,7 +279,7 @@ def train(args: argparse.Namespace, bars: Bars) -> None:
 def make_nano(args: argparse.Namespace, bars: Bars) -> None:
     from .world.nano import Recipe, make_nano
 
-    print(make_nano(args.folder, args.work, Recipe(seed=args.seed), bars))
+    print(make_nano(args.folder, args.work, Recipe(seed=args.seed), args.device, bars))
 
 
 def run(args: argparse.Namespace, bars: Bars) -> None:
@@ -360,7 +361,7 @@ def write_latent(latent: Tensor, path: Path) -> None:
     # An empty tensor of this name tells LoadLatent that the values are not scaled.
     tensors = {"latent_tensor": latent.contiguous(), "latent_format_version_0": torch.tensor([])}
     with replacing(path) as partial:
-        save_file(tensors, partial)
+        save_tensors(tensors, partial)
 
 
 def read_latent(path: Path) -> Tensor:
@@ -529,6 +530,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, metavar="DIR", help="where the model goes; a checkpoint there is replaced")
     one.add_argument("--work", type=Path, default=Path("nano-work"), metavar="DIR", help="states (default: nano-work)")
     one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, mps")
     one.set_defaults(command=make_nano)
 
     one = commands.add_parser("run", parents=[device], help="run a ComfyUI workflow in its API format")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .adapters import LoraLinear
@@ -20,8 +20,11 @@ from .config import MAX_LATENT_FRAMES, MAX_LATENT_SIDE, LanceConfig
 from .errors import LanceError
 from .layout import LANGUAGE_FOLDERS, VAE_NAMES, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
 from .quantized import QuantizedLinear
+from .storage import brief, save_tensors
 from .tokenizer import IM_END, VIDEO_PAD, VISION_END, VISION_START, Tokenizer
 from .transformer import latent_position_rows
+
+LAYOUT = frozenset((*LANGUAGE_FOLDERS.values(), VISION_FOLDER, *VAE_NAMES))
 
 
 def save_checkpoint(
@@ -39,7 +42,7 @@ def save_checkpoint(
     as in the release. The folder appears complete or not at all. Raises LanceError where it holds something already;
     with `overwrite`, only where that is more than a checkpoint; for quantised weights, and for LoRAs beside them.
     """
-    _check_dense(lance)
+    check_dense(lance)
     folder = Path(folder).expanduser()
     with replacing_folder(folder, overwrite) as fresh:
         _write(fresh, lance, tokenizer_specification, variant, dtype)
@@ -47,9 +50,9 @@ def save_checkpoint(
 
 
 @contextmanager
-def replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A path for a new folder that takes the other's place once it is complete; raises LanceError as above."""
-    check_replaceable(folder, overwrite)
+def replacing_folder(folder: Path, overwrite: bool, names: Set[str] = LAYOUT) -> Iterator[Path]:
+    """A path for a new folder that takes the other's place once it is complete; raises LanceError as below."""
+    check_replaceable(folder, overwrite, names)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -67,14 +70,16 @@ def replacing_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         raise LanceError(f"{folder} cannot be written ({error.strerror}); name another folder.") from None
 
 
-def check_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raises LanceError where a folder holds something already; with `overwrite`, where it is no checkpoint."""
+def check_replaceable(folder: Path, overwrite: bool, names: Set[str] = LAYOUT) -> None:
+    """Raises LanceError where a folder holds something already; with `overwrite`, where it is no checkpoint.
+
+    names: of what a checkpoint's folder may hold.
+    """
     held = _held(folder)
-    layout = {*LANGUAGE_FOLDERS.values(), VISION_FOLDER, *VAE_NAMES}
     if held and not overwrite:
         raise LanceError(f"{folder} is not empty; name a new folder, or allow it to be overwritten.")
-    if not held <= layout:
-        raise LanceError(f"{folder} holds more than a Lance checkpoint ({min(held - layout)}); name a new folder.")
+    if not held <= names:
+        raise LanceError(f"{folder} holds more than a Lance checkpoint ({min(held - names)}); name a new folder.")
 
 
 def _held(folder: Path) -> set[str]:
@@ -86,7 +91,8 @@ def _held(folder: Path) -> set[str]:
         raise LanceError(f"{folder} is not a folder one can write to; name another.") from None
 
 
-def _check_dense(lance: Lance) -> None:
+def check_dense(lance: Lance) -> None:
+    """Raises LanceError where a model has weights that no checkpoint holds as they are."""
     if any(isinstance(module, QuantizedLinear) for module in lance.transformer.modules()):
         raise LanceError("quantised weights cannot be saved again: write them with `python -m lance_core quantize`.")
     if any(isinstance(module, LoraLinear) for module in lance.transformer.modules()):
@@ -106,9 +112,12 @@ def _write(root: Path, lance: Lance, specification: str, variant: str, dtype: to
     tensors[POSITION_TABLE] = latent_position_rows(ids, lance.config.text.hidden_size, dtype)
     if variant == "video":
         tensors.update({VISION_PREFIX + name: tensor for name, tensor in vision_tensors.items()})
-    save_file(tensors, language_folder / WEIGHTS)
-    save_file(vision_tensors, vision_folder / "vit.safetensors")
-    torch.save(_tensors(lance.vae, torch.float32), root / VAE_WEIGHTS)
+    save_tensors(tensors, language_folder / WEIGHTS)
+    save_tensors(vision_tensors, vision_folder / "vit.safetensors")
+    try:
+        torch.save(_tensors(lance.vae, torch.float32), root / VAE_WEIGHTS)
+    except RuntimeError as error:  # what torch says of a full disk
+        raise OSError(errno.EIO, brief(error)) from None
 
     vision_values = {**asdict(vision), "in_chans": vision.in_channels, "model_type": "qwen2_5_vl"}
     _write_json(vision_folder / "config.json", vision_values)

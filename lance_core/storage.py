@@ -1,10 +1,11 @@
-"""Tensors in files: what a header says of them, and reading them piece by piece to where they belong.
+"""Tensors in files: what a header says of them, reading them piece by piece to where they belong, and writing them.
 
 Nothing is memory-mapped as a whole: the mapped pages of a 28 GB file would count as this process's memory.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import struct
@@ -19,6 +20,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from . import gguf
@@ -102,6 +104,17 @@ def _open_pickle(path: Path) -> dict[str, Tensor]:
 def brief(error: Exception) -> str:
     """The first sentence of an error, to stand inside one of ours."""
     return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file that others may read as any other file; OSError where it cannot be written."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, brief(error)) from None
+    path.chmod(mode)  # newer versions of safetensors let its owner alone read it
 
 
 def is_float(stored: Stored) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,7 +32,7 @@ from lance_core.world.accuracy import CLEAN, plain, shows_all
 from lance_core.world.edits import KEEP, suggestion
 from lance_core.world.example import example
 from lance_core.world.examples import Amounts
-from lance_core.world.nano import Recipe, make_nano
+from lance_core.world.nano import VAE_FILE, Recipe, make_nano
 from lance_core.world.render import draw, draw_clip
 from lance_core.world.scene import Clip, Scene, Thing, random_clip, random_scene
 from tests.comfyui.build_workflows import CLIP, CLIP_FRAMES, PICTURE
@@ -200,16 +201,16 @@ def test_other_examples_are_mostly_right():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch is older than Muon")
 def test_it_can_be_made(tmp_path, capfd):
-    """By a recipe of two steps: a checkpoint like the built-in one, the same if it is made in two goes."""
-    quick = Recipe()
+    """By rounds of two steps: a checkpoint like the built-in one, the same if it is made in two goes."""
+    quick, few = Recipe(), Amounts(edits=6, pairs=2, clips=2, clip_edits=1)
     quick = replace(
         quick,
         vae=tuple((replace(training, steps=2), clips_every) for training, clips_every in quick.vae),
         standard_batches=1,
-        amounts=Amounts(edits=6, pairs=2, clips=2, clip_edits=1),
-        training=replace(quick.training, steps=2, tokens=600, warmup=1, log_every=1),
+        rounds=tuple(replace(one, steps=2, amounts=few) for one in quick.rounds),
+        training=replace(quick.training, tokens=600, warmup=1, log_every=1),
     )
-    made = make_nano(tmp_path / "made", tmp_path / "work", quick, print)
+    made = make_nano(tmp_path / "made", tmp_path / "work", quick, "cpu", print)
     assert {path.name for path in made.rglob("*")} == {path.name for path in BUILT_IN_FOLDER.rglob("*")}
     assert inspect(made).problems == ()
     shapes, built_in = (
@@ -218,6 +219,21 @@ def test_it_can_be_made(tmp_path, capfd):
     )
     assert shapes == built_in
     told = capfd.readouterr().out.splitlines()
-    assert "VAE 2 2 2" in told and "pictures 11 11" in told and told[-1] == "model 2 2"
-    again = make_nano(tmp_path / "again", tmp_path / "work", quick)  # from what is in `work`
-    assert (again / WEIGHTS).read_bytes() == (made / WEIGHTS).read_bytes()
+    assert {"VAE 2 2 2", "pictures 1 11 11", "model 1 2 2", "pictures 2 11 11"} < set(told)
+    assert told[-1] == "model 2 2 2"
+    (tmp_path / "work/seed_0/vae_2.safetensors").unlink()
+    shutil.rmtree(tmp_path / "work/seed_0/round_2")
+    again = make_nano(tmp_path / "again", tmp_path / "work", quick, "cpu")  # from what is in `work`
+    assert all((again / name).read_bytes() == (made / name).read_bytes() for name in (WEIGHTS, VAE_FILE))
+
+
+def test_what_makes_no_nano_is_told_before_hours_of_training(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes.txt").touch()
+    with pytest.raises(LanceError, match=r"full holds more than a Lance checkpoint \(notes.txt\)"):
+        make_nano(tmp_path / "full", tmp_path / "work")
+    with pytest.raises(LanceError, match="notes.txt is not a folder"):
+        make_nano(tmp_path / "full/notes.txt", tmp_path / "work")
+    with pytest.raises(LanceError, match="seed is -1"):
+        Recipe(seed=-1)
+    assert not (tmp_path / "work").exists()

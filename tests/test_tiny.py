@@ -1,5 +1,6 @@
 """The small random checkpoint."""
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,6 +139,24 @@ def test_a_folder_in_use_is_left_alone(tmp_path):
         make_tiny(folder, overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("room", [50_000, 4_000_000])  # less than the weights, and than the VAE
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, room):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(LanceError, match="new cannot be written"):
+            make_tiny(tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_can_be_read_by_whom_the_rest_can(tmp_path):
+    make_tiny(tmp_path / "new")
+    modes = {path.stat().st_mode for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert len(modes) == 1
 
 
 def test_a_folder_that_cannot_be(tmp_path):

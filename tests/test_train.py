@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from lance_core.tiny import make_tiny
 from lance_core.train.batches import Batches, Share
 from lance_core.train.config import Question, Samples, Saving, Training, read_config
 from lance_core.train.learner import Learner, recomputed
+from lance_core.train.lora import LoraConfig, add_lora
 from lance_core.train.parallel import accelerator_of
 from lance_core.train.result import LORA
 from lance_core.train.schedule import decay, learning_rate
@@ -220,6 +222,28 @@ def test_bf16_computes_coarsely_and_keeps_weights_fine(tmp_path, uninterrupted):
     assert losses(tmp_path) == pytest.approx(losses(uninterrupted), rel=0.05)
 
 
+def test_what_python_gets_wrong_is_refused_as_in_a_file():
+    for values, message in (({"method": "LoRA"}, "train.method is 'LoRA'"), ({"precision": "fp16"}, "train.precision")):
+        with pytest.raises(LanceError, match=f"{message}.*: choose one of"):
+            Training(**values)
+
+
+def test_a_model_with_loras_is_merged_first(tmp_path):
+    lance = small_lance()
+    add_lora(lance.transformer, LoraConfig(rank=4))
+    with pytest.raises(LanceError, match="LoRAs are not saved with a model: merge them"):
+        train(configuration(tmp_path), lance, Handful())
+    with pytest.raises(LanceError, match="the model has a LoRA beside .*q_proj already: merge it first"):
+        train(configuration(tmp_path, method="lora"), lance, Handful())
+
+
+def test_the_log_of_another_program_is_left_alone(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"level": "info"}\n')
+    with pytest.raises(LanceError, match="log.jsonl is not the log of a run: name another output"):
+        run(tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == '{"level": "info"}\n'
+
+
 def test_weights_too_coarse_to_be_trained_are_refused(tmp_path):
     lance = small_lance()
     lance.transformer.bfloat16()
@@ -378,7 +402,8 @@ def test_the_command_trains_what_a_file_says(tmp_path, capsys):
     assert any(name.endswith("lora_B.weight") for name in names)
     assert (tmp_path / "run" / "samples" / "step_000002_0.png").is_file()
     assert len(losses(tmp_path / "run")) == 3
-    assert main(["train", str(config)]) == 0  # finished: nothing more to do
+    shutil.rmtree(data)
+    assert main(["train", str(config)]) == 0  # finished: nothing is read any more
 
 
 @pytest.mark.parametrize(
@@ -394,6 +419,9 @@ def test_the_command_trains_what_a_file_says(tmp_path, capsys):
         ("[train]\nparts = ['eyes']", r"train.parts\[0\] is 'eyes': choose one of 'understanding'"),
         ("[train]\nparts = []", "train.parts is empty"),
         ("[train]\nmin_learning_rate = 1", "train.min_learning_rate is above train.learning_rate"),
+        ("small_world = 1.0", r"'small_world' is at the top of the file: write it into .* \[\[data\]\]"),
+        ("[samples]\nguidance = 0.5", "samples: guidance is 0.5: give a number of at least 1"),
+        ("[train]\nmethod = 'lora'\nparts = ['generation']", "train.parts is for whole models: leave it out"),
         ("[lora]\nrank = 4", r"\[lora\] is given but train.method is \"full\""),
         ("[samples]\nevery = 5", "no samples.prompts or samples.questions"),
         ("[samples]\nwidth = 100", "samples.width is 100: give a multiple of 16"),

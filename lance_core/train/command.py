@@ -12,7 +12,7 @@ from .data import open_data, turn_of
 from .examples import Example, Examples
 from .needed import needed
 from .parallel import first, own_device
-from .trainer import Result, train
+from .trainer import Result, finished, train
 
 CACHE = "latents"  # in the run's folder
 
@@ -38,7 +38,8 @@ def train_from(
         if on_step is not None and first():
             on_step(step, config.train.steps, values)
 
-    return train(config, lance, open_examples(config, lance), told, fresh=fresh)
+    examples = () if finished(config) and not fresh else open_examples(config, lance)  # the data may be gone by then
+    return train(config, lance, examples, told, fresh=fresh)
 
 
 def plan_of(path: str | Path) -> str:

@@ -72,6 +72,9 @@ class Training:
             check_number(f"train.{name}", value, 0.0, 1 - 1e-9)
         if self.min_learning_rate > self.learning_rate:
             raise LanceError("train.min_learning_rate is above train.learning_rate: make it smaller.")
+        for name, hint in get_type_hints(Training).items():
+            if get_origin(hint) is Literal:
+                value_of(hint, getattr(self, name), f"train.{name}")
         if self.optimizer == "muon" and self.shard:
             raise LanceError('train.optimizer "muon" needs whole matrices: set train.shard = false, or choose "adamw".')
         if not self.parts:
@@ -116,6 +119,10 @@ class Samples:
             raise LanceError(f"samples.frames is {self.frames}: give 1, 5, 9, 13 ...")
         for name in ("steps", "max_new_tokens"):
             check_whole(f"samples.{name}", getattr(self, name), 1)
+        try:
+            Sampling(steps=self.steps, guidance=self.guidance, shift=self.shift)
+        except LanceError as error:
+            raise LanceError(f"samples: {error}") from None
         if self.every and not (self.prompts or self.questions):
             raise LanceError("samples.every is given but no samples.prompts or samples.questions: name what to make.")
 
@@ -148,7 +155,7 @@ class TrainConfig:
     output: Path
     seed: int = 0
     model: Model = Model()
-    train: Training = Training()
+    train: Training = field(default_factory=Training)  # its check needs what is defined below
     lora: Any = None
     objective: Objective = field(default_factory=Objective)
     data: tuple[Any, ...] = ()
@@ -162,6 +169,8 @@ class TrainConfig:
             raise LanceError('[lora] is given but train.method is "full": choose method = "lora", or leave [lora] out.')
         if self.train.method == "lora" and self.lora is None:
             raise LanceError('train.method is "lora" and [lora] is missing: add it.')
+        if self.train.method == "lora" and self.train.parts != Training.parts:
+            raise LanceError("train.parts is for whole models: leave it out, and choose lora.experts instead.")
         if self.train.shard and self.samples.every:
             raise LanceError(
                 "samples cannot be made from sharded weights: set train.shard = false or samples.every = 0."
@@ -212,6 +221,8 @@ def config_from(values: Mapping[str, Any]) -> TrainConfig:
         from .lora import LoraConfig
 
         hints["lora"] = LoraConfig
+    if "small_world" in values:
+        raise LanceError("'small_world' is at the top of the file: write it into a table of its own, [[data]].")
     entries = values.pop("data", [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise LanceError("'data' is not a list of tables: begin each with [[data]].")

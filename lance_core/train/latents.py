@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checks import warn
 from ..errors import LanceError
 from ..media import replacing
+from ..storage import save_tensors
 from ..vae import WanVAE
 
 NAME = "latent"
@@ -39,8 +40,8 @@ class LatentCache:
             latent = make()
         try:
             with replacing(path) as partial:
-                save_file({NAME: latent}, partial)
-        except (LanceError, SafetensorError) as error:
+                save_tensors({NAME: latent}, partial)
+        except LanceError as error:
             warn(f"a latent was not kept: {error}")
         return latent
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import Lance
 from ..errors import LanceError
-from .batches import Drawn, seed_of
+from .batches import Drawn
 from .config import TrainConfig
 from .objective import Trainee
 from .optimizers import MOMENTS, optimizers_of
@@ -33,8 +33,7 @@ class Learner:
     """
 
     def __init__(self, config: TrainConfig, lance: Lance, accelerator: Accelerator):
-        self.seed, self.training = config.seed, config.train
-        self.accelerator = accelerator
+        self.training, self.accelerator = config.train, accelerator
         trainee = trainee_of(config, lance)
         check_dtypes(trainee)
         if config.train.shard:
@@ -50,7 +49,6 @@ class Learner:
 
     def update(self, step: int, draw: Callable[[], Drawn]) -> list[tuple[Drawn, dict[str, Tensor]]]:
         """One step, on `accumulate` batches: these with their losses."""
-        torch.manual_seed(seed_of(self.seed, step, self.accelerator.process_index))  # dropout draws from it
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(self.training, step)
         done = []
@@ -162,14 +160,11 @@ def check_dtypes(trainee: nn.Module) -> None:
 
 
 @contextmanager
-def recomputed(lance: Lance, keep_random: bool = False) -> Iterator[None]:
-    """The layers' activations are computed again in the backward pass instead of being kept.
-
-    keep_random: with the same random numbers, where layers draw some.
-    """
+def recomputed(lance: Lance) -> Iterator[None]:
+    """The layers' activations are computed again in the backward pass instead of being kept."""
     layers = [*lance.transformer.language_model.model.layers, *(lance.vision.blocks if lance.vision else ())]
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=keep_random)
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:

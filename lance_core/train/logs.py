@@ -86,7 +86,10 @@ def _lines_until(path: Path, step: int) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError:
         return []
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    try:
+        return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError):
+        raise LanceError(f"{path} is not the log of a run: name another output.") from None
 
 
 def _board(folder: Path, start: int):

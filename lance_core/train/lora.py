@@ -102,14 +102,17 @@ def add_lora(
 
     These are float32, each pair A `[rank, in]`, B `[out, rank]`; A is drawn as in PEFT from `generator` (of the CPU,
     whatever the device; None: one of seed 0, so that all processes draw the same), B is 0, so that the model first
-    computes what it did. The weights may be quantised. Raises LanceError for a layer that the model has not.
+    computes what it did. The weights may be quantised. Raises LanceError for a layer that the model has not, and for
+    one that has a LoRA.
     """
     names = lora_modules(config, transformer.config)
     generator = generator or torch.Generator().manual_seed(0)
     transformer.requires_grad_(False)
     for name in names:
-        rows, columns = layer_shape(transformer, name)
         base = transformer.get_submodule(name)
+        if isinstance(base, LoraLinear):
+            raise LanceError(f"the model has a LoRA beside {name} already: merge it first, or load the model again.")
+        rows, columns = layer_shape(transformer, name)
         device = base.weight.device
         a = (2 * torch.rand(config.rank, columns, generator=generator) - 1) / math.sqrt(columns)
         b = torch.zeros(rows, config.rank, device=device)

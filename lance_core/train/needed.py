@@ -14,4 +14,4 @@ def needed() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise LanceError(f"training needs {error.name}: install it with `pip install accelerate pyarrow`.") from None
+        raise LanceError(f"training needs {error.name}: install it with `pip install {error.name}`.") from None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import COMPUTE_TYPES, Lance
 from ..errors import LanceError
-from ..saving import check_replaceable, save_checkpoint
+from ..saving import check_dense, check_replaceable, save_checkpoint
 from ..transformer import LanceTransformer
 from ..vit import VisionTower
 from .config import TrainConfig
@@ -26,6 +26,7 @@ def check_savable(config: TrainConfig, lance: Lance) -> None:
     """Raises LanceError, before a long run, where its result could not be written."""
     if config.train.method == "lora":
         return
+    check_dense(lance)
     if lance.vision is None or lance.vae is None:
         lacking = "vision tower" if lance.vision is None else "VAE"
         raise LanceError(f"the model has no {lacking}, so that no checkpoint can be made of it: train a whole one.")

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import read_json
 from ..errors import LanceError
-from ..storage import brief
+from ..storage import brief, save_tensors
 from .batches import Share
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ def attempt(write: Callable[..., None], *args: Any) -> str | None:
     """Calls write(*args) and returns why nothing could be written, or None."""
     try:
         write(*args)
-    except (OSError, SafetensorError) as error:
-        return getattr(error, "strerror", None) or brief(error)
+    except OSError as error:
+        return error.strerror or brief(error)
     return None
 
 
 def write_share(part: Path, rank: int, tensors: dict[str, Tensor]) -> None:
     part.mkdir(parents=True, exist_ok=True)
-    save_file(on_cpu(tensors), part / shard_name(rank))
+    save_tensors(on_cpu(tensors), part / shard_name(rank))
 
 
 def complete(part: Path, path: Path, facts: Facts) -> None:

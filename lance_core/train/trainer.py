@@ -61,14 +61,14 @@ def train(
     check(config, lance)
     accelerator = accelerator_of(config, lance.device)
     folder = config.output / CHECKPOINTS
-    if fresh and accelerator.is_main_process:
-        remove_all(folder)
-    accelerator.wait_for_everyone()
     with ExitStack() as stack:
         if config.train.checkpointing:
-            stack.enter_context(recomputed(lance, keep_random=config.lora is not None))
+            stack.enter_context(recomputed(lance))
         learner = Learner(config, lance, accelerator)
         stack.callback(learner.release)
+        if fresh and accelerator.is_main_process:
+            remove_all(folder)
+        accelerator.wait_for_everyone()
         step, cursor = resume(config, learner, folder)
         log = stack.enter_context(closing(Log(config.output, accelerator, step)))
         stopped = stack.enter_context(interrupts())
@@ -94,6 +94,12 @@ def train(
                     write_samples(config.samples, lance, config.output / "samples", step)
         learner.take_average()
         return Result(step, values, write_result(config, lance, accelerator))
+
+
+def finished(config: TrainConfig) -> bool:
+    """Whether the run in `config.output` has done all its steps."""
+    path = newest(config.output / CHECKPOINTS)
+    return path is not None and read_facts(path).step >= config.train.steps
 
 
 def check(config: TrainConfig, lance: Lance) -> None:

@@ -19,7 +19,6 @@ from .optimizers import check_muon
 from .schedule import cosine
 
 OnStep = Callable[[int, dict[str, float]], None]
-ENCODER = ("encoder.", "conv1.")
 LATENT_BIASES = ("conv1.bias", "conv2.bias")
 BRANCH_END_NAME = re.compile(r"residual\.6\.|\.proj\.")
 BIAS, BRANCH_END, LOG_VARIANCE = 0.03, 0.1, -5.0  # at the beginning
@@ -31,16 +30,13 @@ MIN_SPREAD = 0.25  # of the widest channel's: channels that say little are not b
 class VAETraining:
     """How long and how fast it learns.
 
-    kl: weight of the posterior's divergence from a standard normal, per element. decoder_only: latents stay as they
-    are, so that a model which knows them goes on to understand them.
+    kl: weight of the posterior's divergence from a standard normal, per element.
     """
 
     steps: int = 6000
     learning_rate: float = 2e-3
     warmup: int = 100
     kl: float = 1e-4
-    bf16: bool = False
-    decoder_only: bool = False
 
 
 def initialize(vae: WanVAE, generator: torch.Generator) -> None:
@@ -69,8 +65,8 @@ def train_vae(vae: WanVAE, batches: Iterator[Tensor], training: VAETraining, on_
     on_step(step, values) after every step, from 1; it may raise to stop. Raises LanceError where torch lacks Muon.
     """
     check_muon()
-    for name, parameter in vae.named_parameters():
-        parameter.requires_grad_(not (training.decoder_only and name.startswith(ENCODER)))
+    vae.requires_grad_(True)
+    device = next(vae.parameters()).device
     kernels, others = _split(vae)
     matrices = [nn.Parameter(kernel.data.flatten(1)) for kernel in kernels]  # the same memory, as Muon takes it
     optimizers = (
@@ -80,14 +76,12 @@ def train_vae(vae: WanVAE, batches: Iterator[Tensor], training: VAETraining, on_
     for step in range(1, training.steps + 1):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = training.learning_rate * cosine(step, training.warmup, training.steps)
-        frames = rearrange(next(batches), "b f h w c -> b c f h w") * 2 - 1
-        device = frames.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=training.bf16):
-            mean, logvar = vae.encode(frames)
-            logvar = logvar.clamp(-20, 10)
-            painted = vae.decode(mean + torch.randn_like(mean) * (logvar / 2).exp(), clamped=False)
-        loss, mse = reconstruction_loss(painted.float(), frames)
-        kl = (mean.float().square() + logvar.float().exp() - 1 - logvar.float()).mean() / 2
+        frames = rearrange(next(batches).to(device), "b f h w c -> b c f h w") * 2 - 1
+        mean, logvar = vae.encode(frames)
+        logvar = logvar.clamp(-20, 10)
+        painted = vae.decode(mean + torch.randn_like(mean) * (logvar / 2).exp(), clamped=False)
+        loss, mse = reconstruction_loss(painted, frames)
+        kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
         vae.zero_grad()
         (loss + training.kl * kl).backward()
         for kernel, matrix in zip(kernels, matrices):
@@ -119,12 +113,13 @@ def standardize(vae: WanVAE, batches: Iterator[Tensor], count: int) -> None:
     The model knows Wan 2.2's published statistics alone, so the two convolutions around the latent take the
     difference; what is decoded stays the same to rounding. batches as in `train_vae`, of which `count` are measured.
     """
-    frames = (rearrange(next(batches), "b f h w c -> b c f h w") * 2 - 1 for _ in range(count))
+    device = next(vae.parameters()).device
+    frames = (rearrange(next(batches).to(device), "b f h w c -> b c f h w") * 2 - 1 for _ in range(count))
     latents = torch.cat([rearrange(vae.encode(x)[0], "b c t h w -> c (b t h w)") for x in frames], dim=1)
     mean, spread = latents.mean(1), latents.std(1)
     spread = spread.clamp(min=MIN_SPREAD * spread.max())
-    scale = torch.tensor(LATENT_STD) / spread
-    offset = torch.tensor(LATENT_MEAN) - mean * scale
+    scale = spread.new_tensor(LATENT_STD) / spread
+    offset = mean.new_tensor(LATENT_MEAN) - mean * scale
     n = len(scale)
     vae.conv2.bias.copy_(vae.conv2.bias - vae.conv2.weight[:, :, 0, 0, 0] @ (offset / scale))
     vae.conv2.weight.div_(scale.view(1, -1, 1, 1, 1))

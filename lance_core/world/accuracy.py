@@ -23,11 +23,10 @@ from .questions import CLIP_TOPICS, TOPICS, Question, clip_question, random_ques
 from .render import SIDE, centre, draw, draw_clip
 from .scene import Clip, Kind, Scene, Vocabulary, random_clip, random_scene
 from .shares import LANGUAGES, Outcome, Results, gather
-from .words import SIZE_NAMES, Language, caption, clip_caption, name_of
+from .words import CHINESE, SIZE_NAMES, Language, caption, clip_caption, name_of
 
 FRAMES = 9  # of a clip
 CLEAN = 30.0  # dB outside an edit, from which the rest counts as unchanged
-CHINESE = 0.25  # of the cases
 MOST_TOKENS = 48  # of an answer; the longest is a sentence
 
 OnCase = Callable[[int, int], None]

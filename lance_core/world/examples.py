@@ -1,4 +1,7 @@
-"""Examples of the small world for training: every task, in both languages, of the training split alone."""
+"""Examples of the small world for training: every task, of the training split alone.
+
+In both languages, but for two pictures that are joined: these are asked for in English.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,14 @@ from .edits import ClipEdit, Edit, clip_edit, random_edit
 from .questions import clip_question, random_question
 from .render import draw, draw_clip
 from .scene import Clip, Scene, Vocabulary, held_out, random_clip, random_scene
-from .words import Language, at, caption, clip_caption
+from .words import CHINESE, Language, at, caption, clip_caption
 
-CHINESE = 0.25  # share of examples
 LENGTHS = (9, 9, 9, 9, 9, 9, 13, 17)  # frames of clips
 DESCRIBE = ("Describe the picture.", "描述这张图片。")
 QUESTIONS, DESCRIBED = 4, 0.5  # about one picture, and how often a description is asked for as well
 TOGETHER = 16  # edits or clips encoded in a batch
 
-Medium = tuple[Tensor, Tensor]  # what the vision tower sees, as bytes `[F, H, W, 3]`, and the latent `[48, T, h, w]`
+Medium = tuple[Tensor, Tensor]  # frames as bytes `[F, H, W, 3]`, and their latent `[48, T, h, w]`
 Item = tuple[Any, tuple[Medium, ...]]  # what is known of pictures or clips, and these
 Maker = Callable[[Random], tuple[Any, list[Tensor]]]
 
@@ -39,10 +41,25 @@ Maker = Callable[[Random], tuple[Any, list[Tensor]]]
 class Amounts:
     """How many different pictures and clips there are: pictures before and after an edit, pairs to be joined, …"""
 
-    edits: int = 12000
+    edits: int = 2000
     pairs: int = 800
     clips: int = 2500
     clip_edits: int = 600
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How large a part of the examples each task is; tasks are methods of `SmallWorld`."""
+
+    paint: float = 0.22
+    edit: float = 0.32
+    ask: float = 0.26
+    describe: float = 0.02
+    join: float = 0.02
+    film: float = 0.07
+    animate: float = 0.03
+    edit_clip: float = 0.02
+    ask_of_clip: float = 0.04
 
 
 class SmallWorld:
@@ -53,9 +70,14 @@ class SmallWorld:
     """
 
     def __init__(
-        self, lance: Lance, seed: int = 0, amounts: Amounts = Amounts(), vocabulary: Vocabulary = Vocabulary()
+        self,
+        lance: Lance,
+        seed: int = 0,
+        amounts: Amounts = Amounts(),
+        shares: Shares = Shares(),
+        vocabulary: Vocabulary = Vocabulary(),
     ):
-        self.lance, self.seed, self.vocabulary = lance, seed, vocabulary
+        self.lance, self.seed, self.shares, self.vocabulary = lance, seed, vars(shares), vocabulary
         self.counts = {
             self.new_edit: amounts.edits,
             self.new_pair: amounts.pairs,
@@ -63,22 +85,11 @@ class SmallWorld:
             self.new_clip_edit: amounts.clip_edits,
         }
         self.kept: dict[tuple[str, int], Item] = {}
-        self.tasks: dict[Callable[[Random], Example], float] = {
-            self.paint: 0.28,
-            self.edit: 0.23,
-            self.ask: 0.30,
-            self.describe: 0.03,
-            self.join: 0.02,
-            self.film: 0.06,
-            self.animate: 0.02,
-            self.edit_clip: 0.02,
-            self.ask_of_clip: 0.04,
-        }
 
     def __getitem__(self, index: int) -> Example:
         random = Random(f"{self.seed} example {index}")
-        (task,) = random.choices(tuple(self.tasks), tuple(self.tasks.values()))
-        return task(random)
+        (task,) = random.choices(tuple(self.shares), tuple(self.shares.values()))
+        return getattr(self, task)(random)
 
     def prepare(self, on_progress: Callable[[int, int], None] | None = None) -> None:
         """Draws and encodes everything now, which is several times faster in batches. on_progress(done, total)."""
@@ -94,7 +105,7 @@ class SmallWorld:
 
     def edit(self, random: Random) -> Example:
         edit, ((pixels, before), (_, after)) = self.one_of(self.new_edit, random)
-        return Example("edit", edit.instruction, pixels=(seen(pixels),), latents=(before,), target=after)
+        return Example("edit", edit.instruction, pixels=(self.seen(pixels),), latents=(before,), target=after)
 
     def ask(self, random: Random) -> Example:
         scene, (pixels, _) = self.picture(random)
@@ -104,17 +115,17 @@ class SmallWorld:
             chosen = language(random)
             pairs.append((DESCRIBE[chosen == "zh"], caption(scene, random, chosen)))
         (text, answer), *others = pairs
-        return Example("understand", text, answer=answer, pixels=(seen(pixels),), others=tuple(others))
+        return Example("understand", text, answer=answer, pixels=(self.seen(pixels),), others=tuple(others))
 
     def describe(self, random: Random) -> Example:
         scene, (pixels, _) = self.picture(random)
         chosen = language(random)
         text, answer, system = DESCRIBE[chosen == "zh"], caption(scene, random, chosen), describe_prompt("image")
-        return Example("understand", text, answer=answer, system=system, pixels=(seen(pixels),))
+        return Example("understand", text, answer=answer, system=system, pixels=(self.seen(pixels),))
 
     def join(self, random: Random) -> Example:
         text, ((first, one), (second, other), (_, target)) = self.one_of(self.new_pair, random)
-        return Example("edit", text, pixels=(seen(first), seen(second)), latents=(one, other), target=target)
+        return Example("edit", text, pixels=(self.seen(first), self.seen(second)), latents=(one, other), target=target)
 
     def film(self, random: Random) -> Example:
         clip, ((_, latent),) = self.one_of(self.new_clip, random)
@@ -125,13 +136,13 @@ class SmallWorld:
 
     def edit_clip(self, random: Random) -> Example:
         edit, ((pixels, before), (_, after)) = self.one_of(self.new_clip_edit, random)
-        return Example("edit", edit.instruction, pixels=(seen(pixels),), latents=(before,), target=after)
+        return Example("edit", edit.instruction, pixels=(self.seen(pixels),), latents=(before,), target=after)
 
     def ask_of_clip(self, random: Random) -> Example:
         clip, ((pixels, _),) = self.one_of(self.new_clip, random)
         asked = [clip_question(clip, random, language(random)) for _ in range(QUESTIONS)]
         (text, answer), *others = [(question.text, question.answer) for question in asked]
-        looked = (seen(pixels),)
+        looked = (self.seen(pixels),)
         return Example("understand", text, answer=answer, kind="video", pixels=looked, others=tuple(others))
 
     def picture(self, random: Random) -> tuple[Scene, Medium]:
@@ -179,12 +190,11 @@ class SmallWorld:
             pixels = rearrange(torch.stack([fitted[index] for index in where]), "b f h w c -> b c f h w")
             latents = self.lance.vae.encode(pixels.to(self.lance.device, self.lance.dtype) * 2 - 1)[0]
             found.update(zip(where, normalize(latents.float().cpu()).unbind()))
-        looked = [stages.semantic_frames(self.lance.config, frames) for frames in clips]
-        return [((pixels * 255).round().byte(), found[index]) for index, pixels in enumerate(looked)]
+        return [((frames * 255).round().byte(), found[index]) for index, frames in enumerate(clips)]
 
-
-def seen(pixels: Tensor) -> Tensor:
-    return normalize_pixels(pixels.float() / 255)
+    def seen(self, frames: Tensor) -> Tensor:
+        """What the vision tower sees of frames in bytes."""
+        return normalize_pixels(stages.semantic_frames(self.lance.config, frames.float() / 255))
 
 
 def language(random: Random) -> Language:

@@ -1,4 +1,4 @@
-"""Nano-Lance: a Lance of three million weights that knows the small world, made from nothing by one command.
+"""Nano-Lance: a Lance of seven million weights that knows the small world, made from nothing by one command.
 
 `python -m lance_core make-nano FOLDER` trains the tokenizer, the VAE, and then everything else together.
 """
@@ -12,36 +12,39 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
-from ..checkpoint import POSITION_TABLE, Lance
+from ..checkpoint import POSITION_TABLE, Lance, resolve_device
+from ..checks import check_seed
 from ..config import LanceConfig, Resolution, Resolutions, TextConfig, VisionConfig
-from ..errors import LanceError
-from ..layout import LANGUAGE_FOLDERS, VAE_WEIGHTS, WEIGHTS
+from ..layout import BUILT_IN_FOLDER, LANGUAGE_FOLDERS, VAE_WEIGHTS, WEIGHTS
+from ..media import replacing
+from ..saving import check_replaceable, replacing_folder
+from ..storage import save_tensors
 from ..tiny import WORDS, official_prompts, tokenizer_specification
 from ..tokenizer import Tokenizer
 from ..train.config import Saving, TrainConfig, Training
+from ..train.needed import needed
 from ..train.objective import Objective
-from ..train.parallel import first, together
-from ..train.trainer import train
+from ..train.parallel import first, processes, together
+from ..train.trainer import finished, train
 from ..train.vae import OnStep, VAETraining, initialize, standardize, train_vae
 from ..transformer import LanceTransformer
 from ..vae import VAEConfig, WanVAE
 from ..vit import VisionTower
 from .edits import random_edit
-from .examples import DESCRIBE, Amounts, SmallWorld, join_scenes
+from .examples import DESCRIBE, Amounts, Shares, SmallWorld, join_scenes
 from .pictures import vae_batches
 from .questions import clip_question, random_question
 from .scene import random_clip, random_scene
 from .words import Language, caption, clip_caption
 
 VAE = VAEConfig(encoder_width=12, decoder_width=16)
-# With the release's theta of a million, neighbouring cells of so small a grid would look the same. Of the frequencies
-# time and rows have the two fastest each; most are so slow that words are found wherever they stand.
+# With the release's theta of a million, neighbouring cells of so small a grid would look the same. Time has the two
+# fastest frequencies, rows the next two; most are so slow that words are found wherever they stand.
 TEXT = TextConfig(
     vocab_size=2048,
     hidden_size=192,
@@ -64,16 +67,28 @@ SIDES = Resolution(vae=64, vit=112)
 CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
-VAE_STATE = "vae.safetensors"  # while the rest is being made
+VAE_STATE, ROUND = "vae_{}.safetensors", "round_{}"  # while nano is being made
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class Round:
+    """A part of the training, from where the one before ended: a learning rate that rises and falls, new pictures."""
+
+    steps: int
+    amounts: Amounts = Amounts()
+    shares: Shares = Shares()
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """How nano is trained. vae: phases, each with how often a batch is of clips; standard_batches: from which the
-    latents' statistics come. amounts: of pictures and clips. training: of all else, in so many processes.
+    """How nano is trained.
+
+    vae: phases, each with how often a batch is of clips; standard_batches: from which the latents' statistics come.
+    rounds: of all else, one after the other; training: what is the same in all of them, of one process. processes: of
+    the rounds on a CPU; a GPU takes the batches of all of them in turn.
     """
 
     vae: tuple[tuple[VAETraining, int], ...] = (
@@ -81,10 +96,14 @@ class Recipe:
         (VAETraining(steps=3200, learning_rate=1.5e-3), 3),
     )
     standard_batches: int = 64
-    amounts: Amounts = Amounts()
+    rounds: tuple[Round, ...] = (
+        Round(
+            5200, Amounts(edits=12000), Shares(paint=0.28, edit=0.23, ask=0.30, describe=0.03, film=0.06, animate=0.02)
+        ),
+        Round(11000, Amounts(edits=30000)),
+    )
     training: Training = Training(
         optimizer="muon",
-        steps=5200,
         tokens=2600,
         learning_rate=3e-3,
         min_learning_rate=5e-5,
@@ -100,29 +119,48 @@ class Recipe:
     processes: int = 2
     seed: int = 0
 
+    def __post_init__(self):
+        check_seed(self.seed)
+
 
 def make_nano(
-    folder: str | Path, work: str | Path, recipe: Recipe = Recipe(), on_progress: OnProgress | None = None
+    folder: str | Path,
+    work: str | Path,
+    recipe: Recipe = Recipe(),
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
 ) -> Path:
     """Makes nano-Lance and returns its folder; what is done is kept in `work`, from where it goes on if stopped.
 
-    on_progress(what, step, steps) after some steps; it is pickled, for the model is trained in other processes.
+    on_progress(what, step, steps) after some steps; it is pickled, for the model is trained in other processes. Raises
+    LanceError, before anything is trained, where accelerate is missing or the folder holds anything but such a model.
     """
-    work = Path(work)
-    trained_vae(work / VAE_STATE, recipe, on_progress)
-    together(recipe.processes, learn, work, recipe, on_progress)
-    return ship(work / "model", Path(folder))
+    with needed():
+        import accelerate  # noqa: F401 (before hours of the VAE)
+    folder, work, place = Path(folder).expanduser(), Path(work).expanduser(), resolve_device(device)
+    check_replaceable(folder, overwrite=True, names=shipped_names())
+    work = work / f"seed_{recipe.seed}"
+    trained_vae(work, recipe, place, on_progress)
+    together(recipe.processes if place.type == "cpu" else 1, learn, work, recipe, place, on_progress)
+    return ship(work / ROUND.format(len(recipe.rounds)) / "model", folder)
 
 
-def learn(work: Path, recipe: Recipe, on_progress: OnProgress | None = None) -> None:
+def learn(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgress | None = None) -> None:
     """Trains everything but the VAE, which is there already; of several processes the first tells how far it is."""
     told = on_progress if first() else None
-    lance = fresh_lance(trained_vae(work / VAE_STATE, recipe), recipe.seed)
-    examples = SmallWorld(lance, recipe.seed, recipe.amounts)
-    examples.prepare(partial(told, "pictures") if told else None)
-    save = Saving(every=500)
-    config = TrainConfig(work, recipe.seed, train=recipe.training, objective=recipe.objective, save=save)
-    train(config, lance, examples, on_step(told, "model", recipe.training.steps))
+    lance = fresh_lance(trained_vae(work, recipe, device), recipe.seed, device)
+    for number in range(len(recipe.rounds)):
+        learn_round(work, lance, recipe, number, told)
+
+
+def learn_round(work: Path, lance: Lance, recipe: Recipe, number: int, told: OnProgress | None) -> None:
+    part, name, seed = recipe.rounds[number], ROUND.format(number + 1), recipe.seed + number
+    training = replace(recipe.training, steps=part.steps, accumulate=recipe.processes // processes())
+    config = TrainConfig(work / name, seed, train=training, objective=recipe.objective, save=Saving(every=500))
+    examples = SmallWorld(lance, seed, part.amounts, part.shares)
+    if not finished(config):
+        examples.prepare(partial(told, f"pictures {number + 1}") if told else None)
+    train(config, lance, examples, on_step(told, f"model {number + 1}", part.steps))
 
 
 def on_step(on_progress: OnProgress | None, what: str, steps: int) -> OnStep | None:
@@ -155,34 +193,36 @@ def texts() -> Iterator[str]:
         yield from DESCRIBE
 
 
-def trained_vae(path: Path, recipe: Recipe, on_progress: OnProgress | None = None) -> WanVAE:
-    """The VAE at `path`, which is made if there is none."""
+def trained_vae(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgress | None = None) -> WanVAE:
+    """The VAE after all phases; those whose result is in `work` are not done again."""
     vae = WanVAE(VAE)
-    if path.is_file():
-        vae.load_state_dict(load_file(path))
-        return vae
     initialize(vae, torch.Generator().manual_seed(recipe.seed))
+    vae.to(device)
     for number, (training, clips_every) in enumerate(recipe.vae):
+        path = work / VAE_STATE.format(number + 1)
+        if path.is_file():
+            vae.load_state_dict(load_file(path))
+            continue
         own = recipe.seed + 2 * number
         torch.manual_seed(own)
         train_vae(
             vae, vae_batches(own, clips_every), training, on_step(on_progress, f"VAE {number + 1}", training.steps)
         )
         standardize(vae, vae_batches(own + 1), recipe.standard_batches)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, path)
+        with replacing(path) as part:
+            save_tensors({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, part)
     return vae
 
 
-def fresh_lance(vae: WanVAE, seed: int) -> Lance:
+def fresh_lance(vae: WanVAE, seed: int, device: torch.device) -> Lance:
     """A model of nano's sizes that has learned nothing, around a VAE that has."""
     generator = torch.Generator().manual_seed(seed)
     transformer, vision = LanceTransformer(TEXT), VisionTower(VISION)
     for network in (transformer, vision):
         begin(network, generator)
     tokenizer = Tokenizer(specification())
-    parts = (transformer, vision, vae.requires_grad_(False).eval())
-    return Lance(CONFIG, *parts, tokenizer, torch.device("cpu"), torch.float32)
+    parts = (part.to(device) for part in (transformer, vision, vae.requires_grad_(False).eval()))
+    return Lance(CONFIG, *parts, tokenizer, device, torch.float32)
 
 
 @torch.no_grad()
@@ -206,18 +246,17 @@ def ship(model: Path, folder: Path) -> Path:
     Raises LanceError where the folder holds anything but such a checkpoint.
     """
     language = model / LANGUAGE_FOLDERS["image"]
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        fresh = Path(temporary, folder.name)
+    with replacing_folder(folder, overwrite=True, names=shipped_names()) as fresh:
         shutil.copytree(model, fresh, ignore=shutil.ignore_patterns(language.name, VAE_WEIGHTS))
         shutil.copytree(language, fresh, dirs_exist_ok=True)
         weights = load_file(language / WEIGHTS)
         weights.pop(POSITION_TABLE)
-        save_file(weights, fresh / WEIGHTS)
+        save_tensors(weights, fresh / WEIGHTS)
         vae = torch.load(model / VAE_WEIGHTS, weights_only=True)
-        save_file({name: weight.half() for name, weight in vae.items()}, fresh / VAE_FILE)
-        if folder.is_dir():
-            if others := {path.name for path in folder.iterdir()} - {path.name for path in fresh.iterdir()}:
-                raise LanceError(f"{folder} holds more than a model ({min(others)}): name a new folder.")
-            shutil.rmtree(folder)
-        fresh.replace(folder)
+        save_tensors({name: weight.half() for name, weight in vae.items()}, fresh / VAE_FILE)
     return folder
+
+
+def shipped_names() -> set[str]:
+    """What a folder of `ship` holds."""
+    return {path.name for path in BUILT_IN_FOLDER.iterdir()}

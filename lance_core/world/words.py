@@ -12,6 +12,7 @@ from typing import Literal
 from .scene import DIRECTIONS, PLACES, Clip, Place, Scene, Thing
 
 Language = Literal["en", "zh"]
+CHINESE = 0.25  # share of what is said
 
 COLOUR_NAMES = {
     "en": {name: name for name in ("red", "green", "blue", "yellow", "purple", "orange")},
