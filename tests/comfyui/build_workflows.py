@@ -24,7 +24,7 @@ hf download bytedance-research/Lance --local-dir ComfyUI/models/lance
 ```
 then press **R**, choose *{model}* in *Load Lance*, {source}and write freely."""
 
-PICTURE, ONE_SHAPE, CLIP = 397, 21, 25  # seeds of Lance Example
+PICTURE, ONE_SHAPE, CLIP = 2692, 21, 25  # seeds of Lance Example
 CLIP_FRAMES = 9
 OWN_PICTURE = "put *Load Image* in the place of *Lance Example* "
 OWN_CLIP = "put *Load Video* in the place of *Lance Example* "
@@ -97,7 +97,7 @@ def image_to_video() -> Graph:
     clip = graph.add(
         "LanceGenerate",
         model=lance[0],
-        prompt="A big red circle moves up, starting at the bottom, and a big green triangle rests on the right, on a"
+        prompt="A small red circle moves up, starting in the center, and a big blue square rests at the bottom left, on a"
         " white background.",
         frames=CLIP_FRAMES,
         first_frame=first_frame[0],
@@ -289,7 +289,7 @@ def inpaint() -> Graph:
         destination=keep[0],
         source=change[0],
         x=16,
-        y=32,
+        y=16,
         operation="add",
     )
     graph.add("MaskPreview", stage=where, mask=mask[0])
@@ -297,7 +297,7 @@ def inpaint() -> Graph:
         "LanceConditioning",
         stage="Decide what",
         model=lance[0],
-        prompt="A big green triangle on the right and a big blue star at the bottom, on a white background.",
+        prompt="A small green star in the center and a big blue square at the bottom left, on a white background.",
     )
     masked = graph.add("SetLatentNoiseMask", stage="Decide what", samples=latent[0], mask=mask[0])
     painted = graph.add(

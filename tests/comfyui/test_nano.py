@@ -19,7 +19,6 @@ from .server import ComfyServer, Run
 from .test_server import file_of, read, shown_text
 
 SCENE, FILM = random_scene(Random(PICTURE), "test"), random_clip(Random(CLIP), "test")
-unlearnt = pytest.mark.unlearnt
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,6 @@ def test_it_makes_the_circle_blue(server, runs):
     assert is_edited(file_of(server, runs("image_edit"), ".png"), SCENE.changed(circle, colour="blue"))
 
 
-@unlearnt
 def test_it_understands_then_edits(server, runs):
     true = suggestion(SCENE)
     assert shown_text(runs("understand_then_edit")) == true.instruction + KEEP["en"]
