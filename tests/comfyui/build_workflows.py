@@ -97,8 +97,8 @@ def image_to_video() -> Graph:
     clip = graph.add(
         "LanceGenerate",
         model=lance[0],
-        prompt="A small red circle moves up, starting in the center, and a big blue square rests at the bottom left, on a"
-        " white background.",
+        prompt="A small red circle moves up, starting in the center, and a big blue square rests at the bottom left, on"
+        " a white background.",
         frames=CLIP_FRAMES,
         first_frame=first_frame[0],
     )
