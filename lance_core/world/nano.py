@@ -154,6 +154,7 @@ def learn(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgr
 
 
 def learn_round(work: Path, lance: Lance, recipe: Recipe, number: int, told: OnProgress | None) -> None:
+    """Trains the model on, in place; where the round is finished already, takes up its weights. number: from 0."""
     part, name, seed = recipe.rounds[number], ROUND.format(number + 1), recipe.seed + number
     training = replace(recipe.training, steps=part.steps, accumulate=recipe.processes // processes())
     config = TrainConfig(work / name, seed, train=training, objective=recipe.objective, save=Saving(every=500))
