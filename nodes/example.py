@@ -38,7 +38,7 @@ class LanceExample(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(tooltip="64 x 64 pixels; of a clip all frames."),
+                io.Image.Output(tooltip="48 x 48 pixels; of a clip all frames."),
                 io.Video.Output(tooltip="The same as a clip of 12 frames per second."),
                 io.String.Output(display_name="caption", tooltip="What is to be seen, in one sentence."),
             ],

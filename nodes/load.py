@@ -65,7 +65,7 @@ class LoadLance(io.ComfyNode):
                     default=next(iter(downloaded()), BUILT_IN_CHOICE),
                     tooltip="Decides what the model is good at: Lance_3B for pictures, Lance_3B_Video for clips (and"
                     " pictures). Folders and single files of models/lance are listed. Nano is a toy that knows coloured"
-                    " shapes in 64 x 64 pixels and nothing else, for trying out graphs at once; for real pictures"
+                    " shapes in 48 x 48 pixels and nothing else, for trying out graphs at once; for real pictures"
                     " download Lance_3B.",
                 ),
                 io.Combo.Input(

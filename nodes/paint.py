@@ -68,7 +68,7 @@ def size_input() -> io.DynamicCombo.Input:
             io.DynamicCombo.Option("custom", [side("width", MAX_PIXELS_WIDE), side("height", 1024)]),
         ],
         tooltip="Sizes that the model was trained on give the best results. Auto takes them from the checkpoint:"
-        " 768x768 for pictures and 848x480 for clips of Lance_3B, 64x64 for nano.",
+        " 768x768 for pictures and 848x480 for clips of Lance_3B, 48x48 for nano.",
     )
 
 

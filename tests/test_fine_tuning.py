@@ -115,7 +115,7 @@ def test_cases_are_right_and_told_apart_where_they_name_what_is_new():
 def tuned(tmp_path_factory) -> tuple[TrainConfig, Lance, Lance]:
     """A run of a few steps, and the model before and after it."""
     folder = tmp_path_factory.mktemp("tuned") / "orange"
-    make_world(folder / "data", count=40, vocabulary=with_new("orange"))
+    make_world(folder / "data", count=200, vocabulary=with_new("orange"))
     config = recipe(folder, STEPS)
     config = replace(config, train=replace(config.train, warmup=2, schedule="constant"))
     path = fine_tuned(config)

@@ -30,7 +30,7 @@ from lance_core.world.edits import KEEP, suggestion
 from lance_core.world.example import example
 from lance_core.world.examples import Amounts
 from lance_core.world.nano import VAE_FILE, Recipe, make_nano
-from lance_core.world.render import draw, draw_clip
+from lance_core.world.render import SIDE, draw, draw_clip
 from lance_core.world.scene import Clip, Scene, Thing, random_clip, random_scene
 from tests.comfyui.build_workflows import CLIP, CLIP_FRAMES, PICTURE
 
@@ -88,9 +88,9 @@ def test_what_is_named_like_it_comes_first(tmp_path, monkeypatch):
 
 def test_it_knows_its_sizes():
     own = nano().config.resolutions
-    assert own_size(own.image) == own_size(own.video) == (64, 64)
+    assert own_size(own.image) == own_size(own.video) == (SIDE, SIDE)
     frames, _ = example(0)
-    assert stages.encode_latent(nano(), frames.repeat(1, 4, 4, 1)).shape[-2:] == (4, 4)
+    assert stages.encode_latent(nano(), frames.repeat(1, 4, 4, 1)).shape[-2:] == (3, 3)
 
 
 def test_an_example_is_the_same_for_the_same_seed_and_says_what_it_shows():
@@ -174,7 +174,7 @@ def test_a_workflow_edits_a_clip(run):
     assert {thing.colour for thing in film.last.things if thing.shape == "circle"} == {"blue"}
 
 
-def test_other_examples_are_answered_and_some_are_edited():
+def test_other_examples_are_answered_and_edited():
     """Of seeds that nobody has chosen: what docs/nano.md finds leaves no room for worse."""
     answered = edited = 0
     for seed in range(8):
@@ -187,7 +187,7 @@ def test_other_examples_are_answered_and_some_are_edited():
         kind = f"{thing.colour} {thing.shape}"
         after = stages.decode_video(nano(), change(f"Make the {kind} {colour}."))
         edited += is_edited(before, after, scene, scene.changed(thing, colour=colour))
-    assert answered == 8 and edited >= 3
+    assert answered == 8 and edited >= 7
 
 
 # --- how it is made --------------------------------------------------------------------------------------------------
@@ -195,14 +195,14 @@ def test_other_examples_are_answered_and_some_are_edited():
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch is older than Muon")
 def test_it_can_be_made(tmp_path, capfd):
-    """By rounds of two steps: a checkpoint like the built-in one, the same if it is made in two goes."""
-    quick, few = Recipe(), Amounts(edits=6, pairs=2, clips=2, clip_edits=1)
+    """In two steps: a checkpoint like the built-in one, the same if it is made in two goes."""
+    quick = Recipe()
     quick = replace(
         quick,
-        vae=tuple((replace(training, steps=2), clips_every) for training, clips_every in quick.vae),
+        vae=replace(quick.vae, steps=2),
         standard_batches=1,
-        rounds=tuple(replace(one, steps=2, amounts=few) for one in quick.rounds),
-        training=replace(quick.training, tokens=600, warmup=1, log_every=1),
+        amounts=Amounts(edits=6, pairs=2, clips=2, clip_edits=1),
+        training=replace(quick.training, steps=2, tokens=600, warmup=1, log_every=1),
     )
     made = make_nano(tmp_path / "made", tmp_path / "work", quick, "cpu", print)
     assert {path.name for path in made.rglob("*")} == {path.name for path in BUILT_IN_FOLDER.rglob("*")}
@@ -213,10 +213,8 @@ def test_it_can_be_made(tmp_path, capfd):
     )
     assert shapes == built_in
     told = capfd.readouterr().out.splitlines()
-    assert {"VAE 2 2 2", "pictures 1 11 11", "model 1 2 2", "pictures 2 11 11"} < set(told)
-    assert told[-1] == "model 2 2 2"
-    (tmp_path / "work/seed_0/vae_2.safetensors").unlink()
-    shutil.rmtree(tmp_path / "work/seed_0/round_2")
+    assert {"VAE 2 2", "pictures 11 11"} < set(told) and told[-1] == "model 2 2"
+    shutil.rmtree(tmp_path / "work/seed_0/model")
     again = make_nano(tmp_path / "again", tmp_path / "work", quick, "cpu")  # from what is in `work`
     assert all((again / name).read_bytes() == (made / name).read_bytes() for name in (WEIGHTS, VAE_FILE))
 

@@ -13,7 +13,7 @@ from .words import caption, clip_caption
 
 
 def example(seed: int, frames: int = 1) -> tuple[Tensor, str]:
-    """Frames `[frames, 64, 64, 3]`, 0..1, and a caption; of the test set, so that nano has never seen the combination.
+    """Frames `[frames, 48, 48, 3]`, 0..1, and a caption; of the test set, so that nano has never seen the combination.
 
     frames: 1 for a picture, more for a clip in which one thing moves. Raises LanceError for numbers out of range.
     """

@@ -1,4 +1,4 @@
-"""Nano-Lance: a Lance of seven million weights that knows the small world, made from nothing by one command.
+"""Nano-Lance: a Lance of nine million weights that knows the small world, made from nothing by one command.
 
 `python -m lance_core make-nano FOLDER` trains the tokenizer, the VAE, and then everything else together.
 """
@@ -39,6 +39,7 @@ from .edits import random_edit
 from .examples import DESCRIBE, Amounts, Shares, SmallWorld, join_scenes
 from .pictures import vae_batches
 from .questions import clip_question, random_question
+from .render import SIDE
 from .scene import random_clip, random_scene
 from .words import Language, caption, clip_caption
 
@@ -49,7 +50,7 @@ TEXT = TextConfig(
     vocab_size=2048,
     hidden_size=192,
     intermediate_size=384,
-    num_hidden_layers=4,
+    num_hidden_layers=6,
     num_attention_heads=6,
     num_key_value_heads=2,
     rope_theta=1000.0,
@@ -63,48 +64,33 @@ VISION = VisionConfig(
     out_hidden_size=TEXT.hidden_size,
     fullatt_block_indexes=(3,),
 )
-SIDES = Resolution(vae=64, vit=112)
+SIDES = Resolution(vae=SIDE, vit=84)  # three by three tokens of both encoders, one for each place
 CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
-VAE_STATE, ROUND = "vae_{}.safetensors", "round_{}"  # while nano is being made
+VAE_STATE, LEARNED = "vae.safetensors", "model"  # while nano is being made
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
 OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Round:
-    """A part of the training, from where the one before ended: a learning rate that rises and falls, new pictures."""
-
-    steps: int
-    amounts: Amounts = Amounts()
-    shares: Shares = Shares()
-
-
-@dataclass(frozen=True)
 class Recipe:
     """How nano is trained.
 
-    vae: phases, each with how often a batch is of clips; standard_batches: from which the latents' statistics come.
-    rounds: of all else, one after the other; training: what is the same in all of them, of one process. processes: of
-    the rounds on a CPU; a GPU takes the batches of all of them in turn.
+    clips_every: how often a batch of the VAE's is of clips; standard_batches: from which the latents' statistics come.
+    training: of all else, as one process sees it; processes: on a CPU; a GPU takes the batches of all of them in turn.
     """
 
-    vae: tuple[tuple[VAETraining, int], ...] = (
-        (VAETraining(steps=6000, learning_rate=2e-3), 4),
-        (VAETraining(steps=3200, learning_rate=1.5e-3), 3),
-    )
+    vae: VAETraining = VAETraining(steps=9000, learning_rate=1.5e-3)
+    clips_every: int = 3
     standard_batches: int = 64
-    rounds: tuple[Round, ...] = (
-        Round(
-            5200, Amounts(edits=12000), Shares(paint=0.28, edit=0.23, ask=0.30, describe=0.03, film=0.06, animate=0.02)
-        ),
-        Round(11000, Amounts(edits=30000)),
-    )
+    amounts: Amounts = Amounts(edits=40000)
+    shares: Shares = Shares()
     training: Training = Training(
         optimizer="muon",
-        tokens=2600,
+        steps=12000,
+        tokens=2000,
         learning_rate=3e-3,
         min_learning_rate=5e-5,
         warmup=200,
@@ -114,7 +100,7 @@ class Recipe:
         log_every=20,
     )
     objective: Objective = Objective(
-        timestep_shift=1.5, timestep_std=1.1, draws=3, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5
+        timestep_shift=2.5, timestep_std=1.1, draws=3, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5
     )
     processes: int = 2
     seed: int = 0
@@ -142,26 +128,21 @@ def make_nano(
     work = work / f"seed_{recipe.seed}"
     trained_vae(work, recipe, place, on_progress)
     together(recipe.processes if place.type == "cpu" else 1, learn, work, recipe, place, on_progress)
-    return ship(work / ROUND.format(len(recipe.rounds)) / "model", folder)
+    return ship(work / LEARNED / "model", folder)
 
 
 def learn(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgress | None = None) -> None:
     """Trains everything but the VAE, which is there already; of several processes the first tells how far it is."""
     told = on_progress if first() else None
     lance = fresh_lance(trained_vae(work, recipe, device), recipe.seed, device)
-    for number in range(len(recipe.rounds)):
-        learn_round(work, lance, recipe, number, told)
-
-
-def learn_round(work: Path, lance: Lance, recipe: Recipe, number: int, told: OnProgress | None) -> None:
-    """Trains the model on, in place; where the round is finished already, takes up its weights. number: from 0."""
-    part, name, seed = recipe.rounds[number], ROUND.format(number + 1), recipe.seed + number
-    training = replace(recipe.training, steps=part.steps, accumulate=recipe.processes // processes())
-    config = TrainConfig(work / name, seed, train=training, objective=recipe.objective, save=Saving(every=500))
-    examples = SmallWorld(lance, seed, part.amounts, part.shares)
+    training = replace(recipe.training, accumulate=recipe.processes // processes())
+    config = TrainConfig(
+        work / LEARNED, recipe.seed, train=training, objective=recipe.objective, save=Saving(every=500)
+    )
+    examples = SmallWorld(lance, recipe.seed, recipe.amounts, recipe.shares)
     if not finished(config):
-        examples.prepare(partial(told, f"pictures {number + 1}") if told else None)
-    train(config, lance, examples, on_step(told, f"model {number + 1}", part.steps))
+        examples.prepare(partial(told, "pictures") if told else None)
+    train(config, lance, examples, on_step(told, "model", training.steps))
 
 
 def on_step(on_progress: OnProgress | None, what: str, steps: int) -> OnStep | None:
@@ -195,23 +176,20 @@ def texts() -> Iterator[str]:
 
 
 def trained_vae(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgress | None = None) -> WanVAE:
-    """The VAE after all phases; those whose result is in `work` are not done again."""
+    """The VAE; what `work` holds is not trained again."""
+    path, training = work / VAE_STATE, recipe.vae
     vae = WanVAE(VAE)
+    if path.is_file():
+        vae.load_state_dict(load_file(path))
+        return vae.to(device)
     initialize(vae, torch.Generator().manual_seed(recipe.seed))
     vae.to(device)
-    for number, (training, clips_every) in enumerate(recipe.vae):
-        path = work / VAE_STATE.format(number + 1)
-        if path.is_file():
-            vae.load_state_dict(load_file(path))
-            continue
-        own = recipe.seed + 2 * number
-        torch.manual_seed(own)
-        train_vae(
-            vae, vae_batches(own, clips_every), training, on_step(on_progress, f"VAE {number + 1}", training.steps)
-        )
-        standardize(vae, vae_batches(own + 1), recipe.standard_batches)
-        with replacing(path) as part:
-            save_tensors({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, part)
+    torch.manual_seed(recipe.seed)
+    batches = vae_batches(recipe.seed, recipe.clips_every)
+    train_vae(vae, batches, training, on_step(on_progress, "VAE", training.steps))
+    standardize(vae, vae_batches(recipe.seed + 1), recipe.standard_batches)
+    with replacing(path) as part:
+        save_tensors({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, part)
     return vae
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .scene import BACKGROUNDS, CENTRES, COLOURS, SIZES, Clip, Scene, Thing
 
-SIDE = 64  # pixels of a picture
+SIDE = 48  # pixels of a picture: each of the nine places is one cell of the latent
 FINER = 4  # drawn so many times larger, then averaged
 
 Point = tuple[float, float]  # x and y as shares of the side

@@ -34,6 +34,7 @@ NEW_COLOURS, NEW_SHAPES = ("orange",), ("heart",)
 KNOWN_COLOURS = tuple(name for name in COLOURS if name not in NEW_COLOURS)
 KNOWN_SHAPES = tuple(name for name in SHAPES if name not in NEW_SHAPES)
 HELD_OUT_SHARE = 0.1
+COUNTS = (0.25, 0.5, 0.25)  # how often a scene of one, two or three things is tried
 
 Place = tuple[int, int]  # row and column, 0..2 from the top left
 Kind = tuple[str, str]  # colour and shape
@@ -168,10 +169,15 @@ def _chosen(names: Sequence[str]) -> bool:
     return zlib.crc32(" ".join(names).encode()) % 1000 < HELD_OUT_SHARE * 1000
 
 
-def random_scene(random: Random, split: Split | None = "train", vocabulary: Vocabulary = Vocabulary()) -> Scene:
-    """One to three things; of the split asked for, or of either (None)."""
+def random_scene(
+    random: Random,
+    split: Split | None = "train",
+    vocabulary: Vocabulary = Vocabulary(),
+    counts: Sequence[float] = COUNTS,
+) -> Scene:
+    """One to three things, of the split asked for or of either (None). counts: how often one, two, three are tried."""
     while True:
-        count = random.choices((1, 2, 3), (0.25, 0.5, 0.25))[0]
+        count = random.choices((1, 2, 3), counts)[0]
         kinds, places = vocabulary.sample(random, count), random.sample(PLACES, count)
         things = [Thing(place, *kind, size=random.choice(tuple(SIZES))) for place, kind in zip(places, kinds)]
         scene = Scene(random.choice(tuple(BACKGROUNDS)), tuple(things))

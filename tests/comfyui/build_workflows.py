@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_core.prompts import describe_prompt
+from lance_core.world.render import SIDE
 
 from .blueprint import blueprint
 from .workflow_graph import Graph, Node
@@ -17,7 +18,7 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 SUBGRAPHS = WORKFLOWS.parent / "subgraphs"
 REAL_MODEL = """\
 ### From the toy to the real model
-*nano (built in)* comes with the pack and knows coloured shapes in 64 x 64 pixels, nothing else. For real pictures
+*nano (built in)* comes with the pack and knows coloured shapes in 48 x 48 pixels, nothing else. For real pictures
 download Lance once (30 GB):
 ```
 hf download bytedance-research/Lance --local-dir ComfyUI/models/lance
@@ -256,7 +257,7 @@ def ksampler() -> Graph:
     lance = graph.add("LoadLance")
     prompt = "A big yellow star in the center and a small purple circle at the bottom right, on a gray background."
     words = graph.add("LanceConditioning", model=lance[0], prompt=prompt)
-    empty = graph.add("EmptyLatentImage", width=64, height=64)
+    empty = graph.add("EmptyLatentImage", width=SIDE, height=SIDE)
     painted = graph.add(
         "KSampler", model=lance[0], positive=words[0], negative=words[1], latent_image=empty[0], **OFFICIAL
     )
@@ -280,8 +281,8 @@ def inpaint() -> Graph:
     picture = graph.add("LanceExample", seed=PICTURE)
     latent = graph.add("EncodeLatent", vae=lance[1], media=picture[0])
     where = "Decide where"
-    keep = graph.add("SolidMask", stage=where, title="Keep everything", value=0.0, width=64, height=64)
-    change = graph.add("SolidMask", stage=where, title="Change this much", value=1.0, width=32, height=32)
+    keep = graph.add("SolidMask", stage=where, title="Keep everything", value=0.0, width=SIDE, height=SIDE)
+    change = graph.add("SolidMask", stage=where, title="Change this much", value=1.0, width=16, height=16)
     mask = graph.add(
         "MaskComposite",
         stage=where,
