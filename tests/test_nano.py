@@ -175,7 +175,7 @@ def test_a_workflow_edits_a_clip(run):
 
 
 def test_other_examples_are_answered_and_edited():
-    """Of seeds that nobody has chosen: what docs/nano.md finds leaves no room for worse."""
+    """Of seeds that nobody has chosen, as often as docs/nano.md says."""
     answered = edited = 0
     for seed in range(8):
         scene = random_scene(Random(seed), "test")
