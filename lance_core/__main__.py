@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import stages
 from .adapters import apply_loras, parse_lora
+from .bars import Bars
 from .checkpoint import Lance, empty_parts, resolve_dtype
 from .checks import check_whole
 from .config import TEMPORAL_COMPRESSION, VIDEO_FPS
@@ -42,34 +43,6 @@ FULL = "error: the memory is full; choose a smaller size, fewer frames or --tile
 FULL_TRAINING = (
     "error: the memory is full; give fewer train.tokens, or train.checkpointing = true (--plan says what helps)."
 )
-
-
-class Bars:
-    """Progress on stderr: one bar at a time, a new one whenever something else begins."""
-
-    def __init__(self):
-        self.bar: tqdm | None = None
-        self.label = ""
-
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.bar = None
-
-    def __call__(self, label: str, done: int, total: int) -> None:
-        if self.bar is None or self.label != label or done <= self.bar.n:
-            self.close()
-            self.label = label
-            self.bar = tqdm(total=total, desc=label, file=sys.stderr, dynamic_ncols=True)
-        self.bar.update(done - self.bar.n)
-        if done >= total:
-            self.close()
 
 
 class Typewriter:

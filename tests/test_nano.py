@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from lance_core import stages
-from lance_core.__main__ import main
+from lance_core.__main__ import Bars, main
 from lance_core.checkpoint import Lance, load_lance
 from lance_core.errors import LanceError
 from lance_core.inspection import inspect
@@ -217,6 +218,12 @@ def test_it_can_be_made(tmp_path, capfd):
     shutil.rmtree(tmp_path / "work/seed_0/model")
     again = make_nano(tmp_path / "again", tmp_path / "work", quick, "cpu")  # from what is in `work`
     assert all((again / name).read_bytes() == (made / name).read_bytes() for name in (WEIGHTS, VAE_FILE))
+
+
+def test_progress_of_the_command_line_reaches_other_processes():
+    """`make-nano` pickles it; what `__main__` itself defines is not found there after `python -m lance_core`."""
+    assert isinstance(pickle.loads(pickle.dumps(Bars())), Bars)
+    assert Bars.__module__ != main.__module__
 
 
 def test_what_makes_no_nano_is_told_before_hours_of_training(tmp_path):

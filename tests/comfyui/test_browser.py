@@ -45,8 +45,7 @@ WATCH = """() => {
 }"""
 # Shorter than shipped, so that a test of the editor does not wait for the model.
 SHRINK = """() => {
-    const fresh = {seed: Date.now(), question: `What is this? ${Date.now()}`};  // or nothing would run a second time
-    const small = {steps: 2, max_new_tokens: 8, ...fresh};
+    const small = {steps: 2, seed: Date.now(), max_new_tokens: 64 + Date.now() % 4000};  // fresh, or nothing would run
     for (const node of app.graph.nodes) {
         const set = values => node.widgets?.filter(({name}) => name in values)
             .forEach(widget => widget.value = values[widget.name]);
