@@ -14,7 +14,7 @@ import uuid
 import zlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -36,7 +36,9 @@ FALLBACK_FPS = 24  # of a file that does not tell its rate
 ANIMATION_FORMATS = {"GIF", "WEBP", "PNG", "AVIF"}  # several images of other formats are pages or thumbnails
 SCRIPT_FORMATS = {"tty", "hls", "concat", "dash", "ffmetadata"}  # texts that FFmpeg draws, or follows to other files
 INDEXED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # in others a seek may miss its frame
-PICTURE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, struct.error, zlib.error)
+PICTURE_ERRORS = (  # what Pillow raises for damage; RuntimeError of AVIF, and as NotImplementedError of DDS
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, RuntimeError, struct.error, zlib.error),
+)
 BT709, BT601, MPEG_RANGE = 1, 5, 1  # FFmpeg's numbers
 ATTACHED_PICTURE = 0x400
 
@@ -201,7 +203,8 @@ def read_image(path: str | os.PathLike) -> Tensor:
         if image is None:
             raise LanceError(f"{path} is not a picture that can be read; convert it to PNG, JPEG or WebP.")
         with image:
-            return _to_frames([_picture_pixels(image)])
+            pixels = _picture_pixels(image)
+    return _to_frames([pixels])  # outside, for a lack of memory is a RuntimeError too
 
 
 @dataclass(frozen=True)
@@ -335,9 +338,11 @@ def read_video(path: str | os.PathLike, *, fps: float = float(VIDEO_FPS), max_se
         if image is not None:
             with image:
                 animated = _is_animation(image)
-                return _to_frames(_animation_pixels(image, fps, max_seconds) if animated else [_picture_pixels(image)])
-    with _reading(path, (*PICTURE_ERRORS, av.error.FFmpegError)):
-        return _to_frames(_video_pixels(path, fps, max_seconds))
+                pixels = _animation_pixels(image, fps, max_seconds) if animated else [_picture_pixels(image)]
+    if image is None:
+        with _reading(path, (*PICTURE_ERRORS, av.error.FFmpegError)):
+            pixels = _video_pixels(path, fps, max_seconds)
+    return _to_frames(pixels)
 
 
 def read_clip(path: str | os.PathLike) -> tuple[Tensor, float]:
@@ -349,7 +354,8 @@ def read_clip(path: str | os.PathLike) -> tuple[Tensor, float]:
         if not frames:
             raise LanceError(f"{path} has no frames; copy or download the file again.")
         height, width = frames[0].height, frames[0].width
-        return _to_frames([_frame_pixels(frame, width, height) for frame in frames]), index.fps
+        pixels = [_frame_pixels(frame, width, height) for frame in frames]
+    return _to_frames(pixels), index.fps
 
 
 def read_media(
@@ -357,13 +363,10 @@ def read_media(
 ) -> tuple[Tensor, Literal["image", "video"]]:
     """The frames of a picture or a clip, as `read_image` or `read_video` gives them, and which of the two it is."""
     path = _existing(path)
-    with _reading(path, PICTURE_ERRORS):
-        image = _open_picture(path)
-        if image is not None:
-            with image:
-                is_image = not _is_animation(image)
-            if is_image:
-                return read_image(path), "image"
+    with _reading(path, PICTURE_ERRORS), _open_picture(path) or nullcontext() as image:
+        is_image = image is not None and not _is_animation(image)
+    if is_image:
+        return read_image(path), "image"
     return read_video(path, max_seconds=max_seconds), "video"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from goldens import DATA, golden, values
 from hypothesis import given, settings, strategies as st
-from PIL import Image
+from PIL import Image, features
 from safetensors.torch import load_file
 
 from lance_core import media
@@ -408,6 +408,29 @@ def test_a_damaged_picture_is_refused(tmp_path):
     content[len(content) // 2] ^= 255
     (tmp_path / "damaged.png").write_bytes(content)
     assert_refused(tmp_path / "damaged.png", "damaged")
+
+
+@pytest.mark.parametrize("name, header", [("a.dds", b"@\0\0\0"), ("a.blp", b"\1\0\0\0"), ("a.avif", b"iloc")])
+def test_headers_that_cannot_be_are_refused(tmp_path, name, header):
+    """Pillow raises NotImplementedErrors of the first two, and a RuntimeError of AVIF."""
+    if name == "a.avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    Image.fromarray(noise(24, 24, 3)).convert("P" if name == "a.blp" else "RGB").save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert header in content
+    (tmp_path / name).write_bytes(content.replace(header, bytes(4), 1))
+    assert_refused(tmp_path / name, "damaged")
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    def full(pixels):
+        raise RuntimeError("can't allocate memory")
+
+    path = write_png(torch.rand(4, 4, 3), tmp_path / "good.png")
+    monkeypatch.setattr(media, "_to_frames", full)
+    for reader in READERS:
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            reader(path)
 
 
 def png_of_size(width: int, height: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -247,6 +248,7 @@ BAD_LINES = {
     '{"task": "generate", "caption": "\\ud800", "target": "good.png"}': "UTF-8",
     '{"task": "generate", "caption": "x", "target": "none.png"}': "none.png does not exist",
     '{"task": "generate", "caption": "x", "target": "broken.png"}': "broken.png is damaged",
+    '{"task": "generate", "caption": "x", "target": "header.dds"}': "header.dds is damaged",
     '{"task": "generate", "caption": "x", "target": "empty.png"}': "empty.png is empty",
     '{"task": "generate", "caption": "x", "target": "odd.png"}': "multiples of 16",
     '{"task": "generate", "caption": "x", "target": "tall.png"}': "too large",
@@ -264,6 +266,7 @@ BAD_LINES = {
 def media(tmp_path):
     good = write_png(picture(1), tmp_path / "good.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(good[: len(good) // 2])
+    (tmp_path / "header.dds").write_bytes(b"DDS " + struct.pack("<I", 124) + bytes(120))
     (tmp_path / "empty.png").touch()
     write_png(picture(1, 100), tmp_path / "odd.png")
     write_png(torch.zeros(1040, 16, 3), tmp_path / "tall.png")
