@@ -26,7 +26,7 @@ from lance_core.resize import own_size
 from lance_core.workflow import read_workflow, run_workflow
 from lance_core.workflow_nodes import find_checkpoint as find_by_name
 from lance_core.world import judge
-from lance_core.world.accuracy import CLEAN, plain, shows_all
+from lance_core.world.accuracy import nothing_else_made, plain, shows_all
 from lance_core.world.edits import KEEP, suggestion
 from lance_core.world.example import example
 from lance_core.world.examples import Amounts
@@ -51,12 +51,6 @@ def nano() -> Lance:
 def circle_of(scene: Scene) -> Thing:
     (circle,) = [thing for thing in scene.things if thing.shape == "circle"]
     return circle
-
-
-def is_edited(before: torch.Tensor, after: torch.Tensor, scene: Scene, expected: Scene) -> bool:
-    """Whether the change of a scene's picture is the expected one, and all else has stayed as it was."""
-    rest = judge.psnr(after, before, judge.unchanged(draw(scene), draw(expected)))
-    return shows_all(judge.read_picture(after[0]), expected) and rest >= CLEAN
 
 
 # --- it is there -----------------------------------------------------------------------------------------------------
@@ -127,7 +121,7 @@ def test_make_the_circle_blue():
     before = draw(SCENE)
     semantic, latent = stages.encode_semantic(nano(), before), stages.encode_latent(nano(), before)
     after = stages.decode_video(nano(), stages.edit(nano(), semantic, latent, "Make the circle blue."))
-    assert is_edited(before, after, SCENE, SCENE.changed(circle_of(SCENE), colour="blue"))
+    assert nothing_else_made(after, SCENE, SCENE.changed(circle_of(SCENE), colour="blue"))
 
 
 def test_the_command_line_understands_then_edits(tmp_path):
@@ -139,7 +133,7 @@ def test_the_command_line_understands_then_edits(tmp_path):
     instruction, picture = done.stdout.splitlines()
     true = suggestion(SCENE)
     assert instruction == true.instruction + KEEP["en"]
-    assert is_edited(draw(SCENE), read_image(tmp_path / picture), SCENE, true.after)
+    assert nothing_else_made(read_image(tmp_path / picture), SCENE, true.after)
 
 
 @pytest.fixture
@@ -187,7 +181,7 @@ def test_other_examples_are_answered_and_edited():
         colour = "green" if thing.colour != "green" else "yellow"
         kind = f"{thing.colour} {thing.shape}"
         after = stages.decode_video(nano(), change(f"Make the {kind} {colour}."))
-        edited += is_edited(before, after, scene, scene.changed(thing, colour=colour))
+        edited += nothing_else_made(after, scene, scene.changed(thing, colour=colour))
     assert answered == 8 and edited >= 7
 
 

@@ -172,12 +172,8 @@ def changes(change: Callable[[Tensor, str, int], Tensor], cases: Cases) -> Resul
 
     def judged(number: int) -> Outcome:
         edit, language = edit_case(cases, number)
-        before = draw(edit.before)
-        own = change(before, edit.instruction, number)
-        reading = read_picture(own[0])
-        right = shows_all(reading, edit.after)
-        outcome = beside(right, edit.operation, language, psnr(own, before, unchanged(before, draw(edit.after))))
-        return outcome | {"right in size too": reading.scene == edit.after}
+        own = change(draw(edit.before), edit.instruction, number)
+        return beside(*made(own, edit.before, edit.after), edit.operation, language)
 
     return cases.judge(judged)
 
@@ -187,15 +183,35 @@ def edit_case(cases: Cases, number: int) -> tuple[Edit, Language]:
     return drawn_edit(random, "test", language, cases.vocabulary, OPERATIONS[number % len(OPERATIONS)]), language
 
 
-def beside(right: bool, operation: str, language: Language, outside: float) -> Outcome:
-    """What there is to say of an edit; outside: dB of the rest, NaN where there is no rest, which then is unchanged."""
-    clean = math.isnan(outside) or outside >= CLEAN
+def made(own: Tensor, before: Scene, after: Scene) -> tuple[bool, float]:
+    """Whether a picture `[1, side, side, 3]` shows the scene after an edit, sizes too; and dB of what the edit leaves.
+
+    dB: NaN where it leaves nothing.
+    """
+    given, true = draw(before), draw(after)
+    return read_picture(own[0]).scene == after, psnr(own, given, unchanged(given, true))
+
+
+def nothing_else_made(own: Tensor, before: Scene, after: Scene) -> bool:
+    """As `made`, with the rest unchanged."""
+    right, outside = made(own, before, after)
+    return right and clean(outside)
+
+
+def clean(outside: float) -> bool:
+    """Whether the rest of an edited picture is unchanged; where there is none, it is."""
+    return math.isnan(outside) or outside >= CLEAN
+
+
+def beside(right: bool, outside: float, operation: str, language: Language) -> Outcome:
+    """What there is to say of an edit; outside: dB of the rest."""
+    alone = right and clean(outside)
     return {
-        "right, and the rest unchanged": right and clean,
+        "right, and the rest unchanged": alone,
         "right": right,
         "PSNR outside, dB": outside,
-        operation: right and clean,
-        LANGUAGES[language]: right and clean,
+        operation: alone,
+        LANGUAGES[language]: alone,
     }
 
 
@@ -212,7 +228,7 @@ def clip_changes(change: Callable[[Tensor, str, int], Tensor], cases: Cases) -> 
         before = draw_clip(edit.before, FRAMES)
         own = change(before, edit.instruction, number)
         outside = psnr(own, before, unchanged(before, draw_clip(edit.after, FRAMES)))
-        return beside(film_shows(read_clip(own), edit.after), edit.operation, language, outside)
+        return beside(film_shows(read_clip(own), edit.after), outside, edit.operation, language)
 
     return cases.judge(judged)
 

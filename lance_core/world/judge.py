@@ -26,6 +26,7 @@ BACKGROUND_TOLERANCE = 0.2
 BACKGROUND_SHARE = 0.5  # of the pixels; the largest three things leave three quarters
 COLOUR_TOLERANCE = 0.25  # from the nearest blend of the background and a colour
 COVERED = 0.5  # share of a pixel from which it counts as covered
+FAINT = 0.25  # … with its neighbours, from which it is stray away from all things: a ghost of what should be gone
 
 # Lengths are shares of the picture's side.
 REACH = 0.17  # from a thing's middle to its farthest point
@@ -34,7 +35,7 @@ SLACK = 0.07  # of the middle of what is seen around a thing's centre, which is 
 OFF_CENTRE = 0.07  # of a thing from its place; the next place is 0.32 away
 LEAST_AREA = 0.005  # of the picture; the smallest thing covers 0.018
 STRAY_AREA = 0.004
-LEAST_FIT = 0.7
+LEAST_FIT = 0.75
 SCALES = (0.92, 1.0, 1.08)  # of a size, for what is painted a little too small or too large
 PHASES = (0.0, 0.5)  # of a pixel
 MARGIN = 2  # pixels around a change, where the VAE's blur reaches
@@ -106,13 +107,14 @@ def read_picture(picture: Tensor) -> Reading:
         return Reading(None, (), 0, ())
     cover, odd = covers(picture, GROUNDS[best])
     found = tuple(one for name, plane in zip(COLOURS, cover) for one in things_of(name, plane))
-    covered = (cover.sum(0) > COVERED) | odd
-    spots = tuple(((x + 0.5) / side, (y + 0.5) / side) for y, x in middles(covered.float()))
+    spots = tuple(((x + 0.5) / side, (y + 0.5) / side) for y, x in middles(((cover.sum(0) > COVERED) | odd).float()))
+    around = F.avg_pool2d(cover.sum(0)[None], 3, stride=1, padding=1)[0]  # noise is not a ghost
+    besides = (around > FAINT) | odd
     for one in found:
         rows, columns = (window(share, side, REACH) for share in one.centre[::-1])
-        covered[rows, columns] = False
+        besides[rows, columns] = False
     poor = sum(one.fit < LEAST_FIT for one in found)
-    stray = poor + int(covered.sum() > STRAY_AREA * side**2)
+    stray = poor + int(besides.sum() > STRAY_AREA * side**2)
     return Reading(tuple(BACKGROUNDS)[best], tuple(one for one in found if one.fit >= LEAST_FIT), stray, spots)
 
 
