@@ -362,6 +362,25 @@ def test_a_lost_loss_ends_the_run(tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("rate", [1e15, 1e30])
+def test_weights_that_are_lost_are_not_saved(tmp_path, rate):
+    """The first step's own loss is good; that of the weights that it makes is not."""
+    with pytest.raises(LanceError, match="not a number any more at step 1: lower train.learning_rate"):
+        run(tmp_path, learning_rate=rate, warmup=0, every=1)
+    assert not (tmp_path / "checkpoints").exists()
+    run(tmp_path, steps=2, every=1)
+    assert len(losses(tmp_path)) == 2
+
+
+def test_a_lost_weight_that_no_loss_has_shown_is_not_saved(tmp_path):
+    lance = small_lance()
+    with torch.no_grad():  # the handful has no pictures to look at
+        next(lance.vision.parameters()).fill_(torch.nan)
+    with pytest.raises(LanceError, match="not a number any more at step 2"):
+        train(configuration(tmp_path), lance, Handful())
+    assert len(losses(tmp_path)) == 2 and not (tmp_path / "checkpoints").exists()
+
+
 TOML = """
 output = "{folder}/run"
 [model]

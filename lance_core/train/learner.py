@@ -15,7 +15,7 @@ from ..checkpoint import Lance
 from ..errors import LanceError
 from .batches import Drawn
 from .config import TrainConfig
-from .objective import Trainee
+from .objective import Batch, Trainee
 from .optimizers import MOMENTS, optimizers_of
 from .parallel import like, local, places_of, sharded, use_in_loss
 from .schedule import decay, learning_rate
@@ -100,6 +100,15 @@ class Learner:
                 for key, value in optimizer.state.get(weight, {}).items():
                     found[f"{key}/{name}"] = local(value)
         return found
+
+    @torch.no_grad()
+    def is_lost(self, batch: Batch) -> bool:
+        """Whether any of these, or the loss of a batch with them, is not a number any more, in this process."""
+        with self.accelerator.autocast():
+            loss = self.module(batch)["loss"]
+        if self.training.shard:
+            self.module.reshard()  # the backward pass would have done it
+        return not all(tensor.isfinite().all() for tensor in (loss, *self.tensors().values()))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Takes what `tensors` gave; raises LanceError where it is another model's."""

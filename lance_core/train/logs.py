@@ -58,7 +58,7 @@ class Log:
         values = {**means, "learning_rate": learning_rate, "tokens_per_second": speed, "seconds": now - self.began}
         self.totals, self.counts, self.tokens, self.last = {}, {}, 0, now
         if not math.isfinite(means.get("loss", math.nan)):
-            raise LanceError(f"the loss is not a number any more at step {step}: lower train.learning_rate.")
+            raise lost(step)
         if self.accelerator.is_main_process:
             rounded = {name: float(f"{value:.6g}") for name, value in values.items()}
             _append(self.path, json.dumps({"step": step, **rounded}) + "\n")
@@ -70,6 +70,10 @@ class Log:
     def close(self) -> None:
         if self.board is not None:
             self.board.close()
+
+
+def lost(step: int) -> LanceError:
+    return LanceError(f"the loss is not a number any more at step {step}: lower train.learning_rate.")
 
 
 def _append(path: Path, line: str) -> None:

@@ -19,7 +19,7 @@ from .batches import Batches, Share, ahead
 from .config import TrainConfig
 from .examples import Example, Examples
 from .learner import Learner, recomputed
-from .logs import Log
+from .logs import Log, lost
 from .objective import Batch, pack, tokens_of
 from .parallel import accelerator_of
 from .result import check_savable, write_result
@@ -82,10 +82,13 @@ def train(
                 log.add(losses, drawn.tokens)
             done, ending = step == config.train.steps, False
             due = done or step % config.save.every == 0 or accelerator.num_processes == 1 and stopped()
-            if due or step % config.train.log_every == 0:  # a loss that is lost is noticed before it is saved
+            if due or step % config.train.log_every == 0:
                 values = log.write(step, learning_rate(config.train, step))
                 ending = anywhere(told(on_step, step, values) or stopped(), accelerator)
             if due or ending:
+                # The logged loss is that of the weights before this step: from those after it the run must go on.
+                if anywhere(learner.is_lost(drawn.batch), accelerator):
+                    raise lost(step)
                 save(config, learner, folder, step, drawn.cursor)
             if ending and not done:
                 raise KeyboardInterrupt(f"stopped after step {step} of {config.train.steps}")
