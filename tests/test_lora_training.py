@@ -159,6 +159,14 @@ def test_all_processes_draw_the_same_lora():
     assert any(not torch.equal(first[name], drawn[name]) for name in first)
 
 
+def test_a_run_s_seed_is_its_lora_s_too():
+    configs = [replace(run_of("lora", False), seed=seed) for seed in (1, 1, 2)]
+    first, same, other = (trainee_of(config, fresh()).state_dict() for config in configs)
+    drawn = [name for name in first if name.endswith("lora_A")]
+    assert drawn and all(torch.equal(first[name], same[name]) for name in drawn)
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
 def added(config: LoraConfig, generator: torch.Generator | None = None) -> LanceTransformer:
     transformer = LanceTransformer(TINY_TEXT, device="meta").to_empty(device="cpu")
     add_lora(transformer, config, generator)

@@ -146,7 +146,7 @@ def trainee_of(config: TrainConfig, lance: Lance) -> Trainee:
     if config.train.method == "lora":
         from .lora import add_lora
 
-        for weight in add_lora(lance.transformer, config.lora):
+        for weight in add_lora(lance.transformer, config.lora, torch.Generator().manual_seed(config.seed)):
             weight.requires_grad_(True)
     else:
         for name, weight in trainee.named_parameters():
