@@ -78,6 +78,7 @@ class Lance:
     """A loaded model. `vision` and `vae` are None where the checkpoint has none.
 
     placement: keeps the networks' weights within a budget of device memory; by default they are all on `device`.
+    variant: which of the release's two it is, "image" (Lance_3B) or "video" (Lance_3B_Video).
     """
 
     config: LanceConfig
@@ -88,6 +89,7 @@ class Lance:
     device: torch.device
     dtype: torch.dtype
     placement: Placement = field(default_factory=Placement)
+    variant: str = "image"
 
 
 def read_contents(files: CheckpointFiles) -> Contents:
@@ -385,6 +387,7 @@ def load_parts(
         device=device,
         dtype=dtype,
         placement=Placement(parts, device, budget),
+        variant=files.variant,
     )
 
 

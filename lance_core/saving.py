@@ -32,7 +32,6 @@ def save_checkpoint(
     lance: Lance,
     tokenizer_specification: str,
     *,
-    variant: str = "image",
     dtype: torch.dtype = torch.bfloat16,
     overwrite: bool = False,
 ) -> Path:
@@ -45,7 +44,7 @@ def save_checkpoint(
     check_dense(lance)
     folder = Path(folder).expanduser()
     with replacing_folder(folder, overwrite) as fresh:
-        _write(fresh, lance, tokenizer_specification, variant, dtype)
+        _write(fresh, lance, tokenizer_specification, dtype)
     return folder
 
 
@@ -99,18 +98,18 @@ def check_dense(lance: Lance) -> None:
         raise LanceError("LoRAs are not saved with a model: merge them with `python -m lance_core merge`.")
 
 
-def _write(root: Path, lance: Lance, specification: str, variant: str, dtype: torch.dtype) -> None:
-    language_folder, vision_folder = root / LANGUAGE_FOLDERS[variant], root / VISION_FOLDER
+def _write(root: Path, lance: Lance, specification: str, dtype: torch.dtype) -> None:
+    language_folder, vision_folder = root / LANGUAGE_FOLDERS[lance.variant], root / VISION_FOLDER
     language_folder.mkdir(parents=True)
     vision_folder.mkdir()
     vision = lance.config.vision
 
     vision_tensors = _tensors(lance.vision, dtype)
     tensors = _tensors(lance.transformer, dtype)
-    frames = MAX_LATENT_FRAMES if variant == "video" else 1
+    frames = MAX_LATENT_FRAMES if lance.variant == "video" else 1
     ids = torch.arange(frames * MAX_LATENT_SIDE**2)
     tensors[POSITION_TABLE] = latent_position_rows(ids, lance.config.text.hidden_size, dtype)
-    if variant == "video":
+    if lance.variant == "video":
         tensors.update({VISION_PREFIX + name: tensor for name, tensor in vision_tensors.items()})
     save_tensors(tensors, language_folder / WEIGHTS)
     save_tensors(vision_tensors, vision_folder / "vit.safetensors")

@@ -127,8 +127,8 @@ def make_tiny(
     """
     check_seed(seed)
     config = LanceConfig(text, replace(vision, out_hidden_size=text.hidden_size))
-    lance = random_lance(config, vae, seed=seed)
-    return save_checkpoint(folder, lance, tokenizer_specification(), variant=variant, overwrite=overwrite)
+    lance = replace(random_lance(config, vae, seed=seed), variant=variant)
+    return save_checkpoint(folder, lance, tokenizer_specification(), overwrite=overwrite)
 
 
 def _randomize(module: nn.Module, generator: torch.Generator) -> nn.Module:

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 
 from lance_core.__main__ import main
 from lance_core.errors import LanceError
+from lance_core.inspection import inspect
+from lance_core.layout import find_checkpoint
 from lance_core.media import write_png
 from lance_core.placement import Placement
 from lance_core.stages import load_lance
@@ -78,6 +80,12 @@ def test_learns_a_handful_by_heart(tmp_path):
     saved = load_lance(result.path, dtype="fp32")
     for (name, weight), (_, kept) in zip(lance.transformer.named_parameters(), saved.transformer.named_parameters()):
         assert torch.equal(weight, kept), name
+
+
+def test_a_model_for_video_stays_one(tmp_path):
+    lance = load_lance(make_tiny(tmp_path / "video", variant="video"), dtype="fp32")
+    result = train(configuration(tmp_path, steps=1), lance, Handful())
+    assert find_checkpoint(result.path).variant == "video" and not inspect(result.path).problems
 
 
 def test_ends_at_any_moment_lose_nothing(tmp_path, uninterrupted):
@@ -430,6 +438,7 @@ def test_the_command_trains_what_a_file_says(tmp_path, capsys):
     [
         ("[train]\nstepz = 3", r"\[train\] has no 'stepz': it knows method, steps, tokens"),
         ("sead = 1", r"the top of the file has no 'sead': it knows output, seed"),
+        ("[save]\nvariant = 'video'", r"\[save\] has no 'variant': it knows every, keep, dtype"),
         ("[train]\nsteps = 'many'", "train.steps is 'many': give a whole number"),
         ("[train]\nsteps = true", "train.steps is True: give a whole number"),
         ("[train]\nsteps = 0", "train.steps is 0: give a whole number of at least 1"),

@@ -131,13 +131,12 @@ class Samples:
 class Saving:
     """every: steps between two states from which the run can go on. keep: so many of the newest stay.
 
-    dtype, variant: of the checkpoint that a full training writes in the end; "video" for a Lance_3B_Video.
+    dtype: of the checkpoint that a full training writes in the end.
     """
 
     every: int = 500
     keep: int = 2
     dtype: Literal["bf16", "fp32"] = "bf16"
-    variant: Literal["image", "video"] = "image"
 
     def __post_init__(self):
         check_whole("save.every", self.every, 1)

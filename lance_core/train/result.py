@@ -50,7 +50,6 @@ def write_result(config: TrainConfig, lance: Lance, accelerator: Accelerator) ->
                 path,
                 complete,
                 lance.tokenizer.specification,
-                variant=config.save.variant,
                 dtype=COMPUTE_TYPES[config.save.dtype],
                 overwrite=True,
             )
