@@ -18,7 +18,7 @@ from lance_core.train.packing import Batch, pack, tokens_of
 from lance_core.transformer import latent_position_ids, latent_position_rows
 from lance_core.vit import normalize_pixels
 
-PLAIN = Objective(text_dropout=0.0, vit_dropout=0.0)
+PLAIN = Objective(text_dropout=0.0, reference_dropout=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -206,11 +206,36 @@ def test_a_given_first_frame_is_clean_and_not_learned(lance):
 
 @pytest.mark.parametrize(
     "dropped, seen, rows",
-    [(("vit",), 0, 32), (("vae",), 1, 16), (("vit", "vae"), 0, 16), (("text", "vit", "vae"), 0, 16)],
+    [
+        (("vit",), 0, 32),
+        (("vae",), 1, 16),
+        (("reference",), 0, 16),
+        (("vit", "vae"), 0, 16),
+        (("text", "reference"), 0, 16),
+    ],
 )
 def test_conditions_are_dropped(lance, dropped, seen, rows):
     batch = packed(lance, [EXAMPLES[1]], replace(PLAIN, **{f"{name}_dropout": 1.0 for name in dropped}))
     assert (len(batch.seen), len(batch.rows)) == (seen, rows)
+
+
+def test_what_is_asked_about_is_never_dropped(lance):
+    batch = packed(lance, [EXAMPLES[4]], replace(PLAIN, text_dropout=1.0, reference_dropout=1.0, vit_dropout=1.0))
+    assert len(batch.seen) == 1 and torch.equal(batch.ids, packed(lance, [EXAMPLES[4]]).ids)
+
+
+def test_each_reference_is_dropped_by_itself_and_with_both_of_its_blocks(lance):
+    """Of two references of different sizes either may be missing, and an edit without them stands as if it had none."""
+    kept = set()
+    for seed in range(40):
+        batch = packed(lance, [EXAMPLES[2]], replace(PLAIN, reference_dropout=0.5), seed)
+        seen, latents = {tuple(x.shape[2:]) for x in batch.seen}, len(batch.rows) - EXAMPLES[2].target[0].numel()
+        assert latents == 8 * ((56, 56) in seen) + 4 * ((84, 56) in seen)
+        kept.add(latents)
+    assert kept == {0, 4, 8, 12}
+    without = packed(lance, [replace(EXAMPLES[2], pixels=(), latents=())])
+    dropped = packed(lance, [EXAMPLES[2]], replace(PLAIN, reference_dropout=1.0))
+    assert torch.equal(dropped.ids, without.ids) and torch.equal(dropped.positions, without.positions)
 
 
 def test_words_are_dropped_as_often_as_asked(lance):
@@ -226,6 +251,22 @@ def test_times_are_logit_normal_and_shifted():
     t = objective.times(20000, torch.Generator().manual_seed(0))
     unshifted = torch.logit(t / (3.0 - 2.0 * t))
     assert abs(unshifted.mean() - 0.2) < 0.02 and abs(unshifted.std() - 0.7) < 0.02
+
+
+@torch.no_grad()
+def test_answers_compete_with_words_of_the_tokenizer_alone(lance):
+    """Rows behind them are never written (`stages.understand` leaves them out too): what they say does not matter."""
+    words = len(lance.tokenizer) - 5  # the tokenizer of this model has as many as its vocabulary
+    batch = packed(lance, [EXAMPLES[4]])
+    head = lance.transformer.language_model.lm_head.weight
+    trainee = Trainee(lance.transformer, lance.vision, PLAIN, words)
+    before, kept = trainee(batch)["ce"], head[words:].clone()
+    head[words:] *= 100
+    try:
+        assert torch.equal(trainee(batch)["ce"], before)
+        assert Trainee(lance.transformer, lance.vision, PLAIN)(batch)["ce"] > before
+    finally:
+        head[words:] = kept
 
 
 def test_gradients_reach_everything_that_was_used(lance):

@@ -141,7 +141,7 @@ def _shape(shape: torch.Size | None) -> str:
 
 def trainee_of(config: TrainConfig, lance: Lance) -> Trainee:
     """The trainee, in which exactly what is to be trained has `requires_grad`."""
-    trainee = Trainee(lance.transformer, lance.vision, config.objective)
+    trainee = Trainee(lance.transformer, lance.vision, config.objective, len(lance.tokenizer))
     trainee.requires_grad_(False).train()
     if config.train.method == "lora":
         from .lora import add_lora

@@ -30,7 +30,7 @@ class Objective(Noising):
     ce_weight: float = 0.25
 
     def __post_init__(self):
-        for name in ("text_dropout", "vit_dropout", "vae_dropout"):
+        for name in ("text_dropout", "reference_dropout", "vit_dropout", "vae_dropout"):
             check_number(f"objective.{name}", getattr(self, name), 0.0, 1.0)
         for name in ("timestep_std", "timestep_shift", "mse_weight", "ce_weight"):
             check_number(f"objective.{name}", getattr(self, name), 0.0)
@@ -41,13 +41,23 @@ class Objective(Noising):
 
 
 class Trainee(nn.Module):
-    """The networks that learn, as one module whose forward gives the losses of a batch."""
+    """The networks that learn, as one module whose forward gives the losses of a batch.
 
-    def __init__(self, transformer: LanceTransformer, vision: VisionTower | None, objective: Objective = Objective()):
+    words: how many of the vocabulary's rows the tokenizer has, as in inference; those behind them are never written.
+    """
+
+    def __init__(
+        self,
+        transformer: LanceTransformer,
+        vision: VisionTower | None,
+        objective: Objective = Objective(),
+        words: int | None = None,
+    ):
         super().__init__()
         self.transformer = transformer
         self.vision = vision
         self.objective = objective
+        self.words = words
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`loss`, and its parts `mse` (per element of a velocity) and `ce` (nats per token; 0 where there are none)."""
@@ -61,7 +71,7 @@ class Trainee(nn.Module):
         if len(batch.answers):
             written = und[0].index_select(0, batch.answer_index)
             logits = model.language_model.lm_head(model.language_model.model.norm(written))
-            ce = F.cross_entropy(logits.float(), batch.answers)
+            ce = F.cross_entropy(logits[:, : self.words].float(), batch.answers)
         loss = self.objective.mse_weight * mse + self.objective.ce_weight * ce
         return {"loss": loss, "mse": mse, "ce": ce}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -73,8 +74,9 @@ class Noising:
 
     timestep_mean, timestep_std: of the normal whose sigmoid is the time; timestep_shift: s·t / (1 + (s - 1)·t) of that.
     draws: noise blocks of different times for each target, all behind the same context, which is computed once.
-    text_dropout: words of a generation or an edit are left out, which is what guidance leads away from; vit_dropout,
-    vae_dropout: likewise what the vision tower saw of an edit's references, and their latents.
+    text_dropout: words of a generation or an edit are left out, which is what guidance leads away from;
+    reference_dropout: likewise each reference of an edit, what the vision tower saw of it and its latents (in the
+    official script its `vit_cond_dropout_prob` does this); vit_dropout, vae_dropout: one of both, of all references.
     """
 
     timestep_mean: float = 0.0
@@ -82,7 +84,8 @@ class Noising:
     timestep_shift: float = 4.0
     draws: int = 1
     text_dropout: float = 0.1
-    vit_dropout: float = 0.1
+    reference_dropout: float = 0.1
+    vit_dropout: float = 0.0
     vae_dropout: float = 0.0
 
     def times(self, count: int, generator: torch.Generator) -> Tensor:
@@ -153,11 +156,21 @@ def pack(
     dropped = torch.rand(len(examples), 3, generator=generator) < torch.tensor(
         (noising.text_dropout, noising.vit_dropout, noising.vae_dropout)
     )
-    for example, own_times, drops in zip(examples, times, dropped.tolist()):
+    for whole, own_times, drops in zip(examples, times, dropped.tolist()):
+        example = _with_fewer_references(whole, noising.reference_dropout, generator)
         pieces = _pieces(example, own_times, tokenizer, config, *drops)
         _add(streams, example, pieces, generator)
         packed.append(pieces)
     return _finish(streams, packed, config).to(device)
+
+
+def _with_fewer_references(example: Example, dropout: float, generator: torch.Generator) -> Example:
+    """An edit without the references that are dropped, each by itself; what is asked about is never dropped."""
+    if example.target is None:
+        return example
+    kept = (torch.rand(len(example.pixels), generator=generator) >= dropout).tolist()
+    pixels, latents = (tuple(compress(blocks, kept)) for blocks in (example.pixels, example.latents))
+    return replace(example, pixels=pixels, latents=latents)
 
 
 def tokens_of(example: Example, draws: int = 1) -> int:

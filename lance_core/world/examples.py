@@ -53,8 +53,8 @@ class Shares:
     """How large a part of the examples each task is; tasks are methods of `SmallWorld`."""
 
     paint: float = 0.13
-    edit: float = 0.49
-    ask: float = 0.20
+    edit: float = 0.46
+    ask: float = 0.23
     describe: float = 0.01
     join: float = 0.02
     film: float = 0.06

@@ -89,7 +89,7 @@ class Recipe:
     shares: Shares = Shares()
     training: Training = Training(
         optimizer="muon",
-        steps=12000,
+        steps=13000,
         tokens=2000,
         learning_rate=3e-3,
         min_learning_rate=5e-5,
@@ -100,7 +100,7 @@ class Recipe:
         log_every=20,
     )
     objective: Objective = Objective(
-        timestep_shift=2.5, timestep_std=1.1, draws=3, text_dropout=0.1, vit_dropout=0.0, ce_weight=0.5
+        timestep_shift=2.5, timestep_std=1.1, draws=3, text_dropout=0.1, reference_dropout=0.0, ce_weight=0.5
     )
     processes: int = 2
     seed: int = 0
