@@ -212,6 +212,8 @@ def test_it_can_be_made(tmp_path, capfd):
     shutil.rmtree(tmp_path / "work/seed_0/model")
     again = make_nano(tmp_path / "again", tmp_path / "work", quick, "cpu")  # from what is in `work`
     assert all((again / name).read_bytes() == (made / name).read_bytes() for name in (WEIGHTS, VAE_FILE))
+    with pytest.raises(LanceError, match=r"seed_0 was begun with another recipe \(vae\): name another --work"):
+        make_nano(tmp_path / "other", tmp_path / "work", replace(quick, vae=replace(quick.vae, steps=3)), "cpu")
 
 
 def test_progress_of_the_command_line_reaches_other_processes():

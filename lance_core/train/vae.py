@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..media import replacing
 from ..vae import LATENT_MEAN, LATENT_STD, WanVAE
 from .optimizers import check_muon
 from .schedule import cosine
 
 OnStep = Callable[[int, dict[str, float]], None]
+Optimizers = Sequence[torch.optim.Optimizer]
 LATENT_BIASES = ("conv1.bias", "conv2.bias")
 BRANCH_END_NAME = re.compile(r"residual\.6\.|\.proj\.")
 BIAS, BRANCH_END, LOG_VARIANCE = 0.03, 0.1, -5.0  # at the beginning
@@ -30,13 +33,14 @@ MIN_SPREAD = 0.25  # of the widest channel's: channels that say little are not b
 class VAETraining:
     """How long and how fast it learns.
 
-    kl: weight of the posterior's divergence from a standard normal, per element.
+    kl: weight of the posterior's divergence from a standard normal, per element. save_every: steps between two states.
     """
 
     steps: int = 6000
     learning_rate: float = 2e-3
     warmup: int = 100
     kl: float = 1e-4
+    save_every: int = 500
 
 
 def initialize(vae: WanVAE, generator: torch.Generator) -> None:
@@ -59,10 +63,20 @@ def initialize(vae: WanVAE, generator: torch.Generator) -> None:
         vae.conv1.bias[vae.config.latent_channels :] = LOG_VARIANCE
 
 
-def train_vae(vae: WanVAE, batches: Iterator[Tensor], training: VAETraining, on_step: OnStep | None = None) -> None:
+def train_vae(
+    vae: WanVAE,
+    batches: Iterator[Tensor],
+    training: VAETraining,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+    state: Path | None = None,
+) -> None:
     """Trains in place on batches of frames `[B, F, H, W, 3]` in 0..1, F = 4k+1.
 
-    on_step(step, values) after every step, from 1; it may raise to stop. Raises LanceError where torch lacks Muon.
+    seed: of the posterior's noise. on_step(step, values) after every step, from 1; it may raise to stop. state: a file
+    that is written every `save_every` steps and from which the training goes on, with the same result as if it had
+    never stopped, given batches from their beginning and a VAE with the weights that it began with. Raises LanceError
+    where torch lacks Muon or the file cannot be written.
     """
     check_muon()
     vae.requires_grad_(True)
@@ -73,13 +87,20 @@ def train_vae(vae: WanVAE, batches: Iterator[Tensor], training: VAETraining, on_
         torch.optim.Muon(matrices, lr=training.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0),
     )
-    for step in range(1, training.steps + 1):
+    generator = torch.Generator(device).manual_seed(seed)
+    done = 0
+    if state is not None and state.is_file():
+        done = _restore(state, vae, optimizers, generator)
+        for _ in range(done):
+            next(batches)
+    for step in range(done + 1, training.steps + 1):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = training.learning_rate * cosine(step, training.warmup, training.steps)
         frames = rearrange(next(batches).to(device), "b f h w c -> b c f h w") * 2 - 1
         mean, logvar = vae.encode(frames)
         logvar = logvar.clamp(-20, 10)
-        painted = vae.decode(mean + torch.randn_like(mean) * (logvar / 2).exp(), clamped=False)
+        noise = torch.randn(mean.shape, generator=generator, device=device)
+        painted = vae.decode(mean + noise * (logvar / 2).exp(), clamped=False)
         loss, mse = reconstruction_loss(painted, frames)
         kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2
         vae.zero_grad()
@@ -90,6 +111,25 @@ def train_vae(vae: WanVAE, batches: Iterator[Tensor], training: VAETraining, on_
             optimizer.step()
         if on_step is not None:
             on_step(step, {"loss": loss.item(), "kl": kl.item(), "psnr": -10 * math.log10(mse.item() / 4)})
+        if state is not None and step % training.save_every == 0:
+            _keep(state, step, vae, optimizers, generator)
+
+
+def _keep(path: Path, step: int, vae: WanVAE, optimizers: Optimizers, generator: torch.Generator) -> None:
+    learned = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"step": step, "weights": vae.state_dict(), "optimizers": learned, "noise": generator.get_state()}
+    with replacing(path) as part:
+        torch.save(state, part)
+
+
+def _restore(path: Path, vae: WanVAE, optimizers: Optimizers, generator: torch.Generator) -> int:
+    """The step of a kept state, which is put into all of these."""
+    state = torch.load(path, weights_only=True, map_location=next(vae.parameters()).device)
+    vae.load_state_dict(state["weights"])
+    for optimizer, learned in zip(optimizers, state["optimizers"]):
+        optimizer.load_state_dict(learned)
+    generator.set_state(state["noise"].cpu())
+    return state["step"]
 
 
 def _split(vae: WanVAE) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -19,9 +20,11 @@ from torch import nn
 
 from ..checkpoint import POSITION_TABLE, Lance, resolve_device
 from ..checks import check_seed
-from ..config import LanceConfig, Resolution, Resolutions, TextConfig, VisionConfig
-from ..layout import BUILT_IN_FOLDER, LANGUAGE_FOLDERS, VAE_WEIGHTS, WEIGHTS
+from ..config import LanceConfig, Resolution, Resolutions, TextConfig, VisionConfig, read_json
+from ..errors import LanceError
+from ..layout import LANGUAGE_FOLDERS, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
 from ..media import replacing
+from ..rewriting import BESIDE
 from ..saving import check_replaceable, replacing_folder
 from ..storage import save_tensors
 from ..tiny import WORDS, official_prompts, tokenizer_specification
@@ -37,7 +40,7 @@ from ..vae import VAEConfig, WanVAE
 from ..vit import VisionTower
 from .edits import random_edit
 from .examples import DESCRIBE, Amounts, Shares, SmallWorld, join_scenes
-from .pictures import vae_batches
+from .pictures import CLIPS_EVERY, vae_batches
 from .questions import clip_question, random_question
 from .render import SIDE
 from .scene import random_clip, random_scene
@@ -68,7 +71,8 @@ SIDES = Resolution(vae=SIDE, vit=84)  # three by three tokens of both encoders, 
 CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
-VAE_STATE, LEARNED = "vae.safetensors", "model"  # while nano is being made
+VAE_STATE, LEARNED, RECIPE = "vae.safetensors", "model", "recipe.json"  # while nano is being made
+SHIPPED = frozenset((VISION_FOLDER, VAE_FILE, WEIGHTS, *BESIDE))  # what nano's folder may hold
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
 OnProgress = Callable[[str, int, int], None]
@@ -83,7 +87,7 @@ class Recipe:
     """
 
     vae: VAETraining = VAETraining(steps=9000, learning_rate=1.5e-3)
-    clips_every: int = 3
+    clips_every: int = CLIPS_EVERY
     standard_batches: int = 64
     amounts: Amounts = Amounts(edits=40000)
     shares: Shares = Shares()
@@ -119,16 +123,29 @@ def make_nano(
     """Makes nano-Lance and returns its folder; what is done is kept in `work`, from where it goes on if stopped.
 
     on_progress(what, step, steps) after some steps; it is pickled, for the model is trained in other processes. Raises
-    LanceError, before anything is trained, where accelerate is missing or the folder holds anything but such a model.
+    LanceError, before anything is trained, where accelerate is missing, the folder holds anything but such a model, or
+    `work` what another recipe has made.
     """
     with needed():
         import accelerate  # noqa: F401 (before hours of the VAE)
     folder, work, place = Path(folder).expanduser(), Path(work).expanduser(), resolve_device(device)
-    check_replaceable(folder, overwrite=True, names=shipped_names())
+    check_replaceable(folder, overwrite=True, names=SHIPPED)
     work = work / f"seed_{recipe.seed}"
+    check_recipe(work, recipe)
     trained_vae(work, recipe, place, on_progress)
     together(recipe.processes if place.type == "cpu" else 1, learn, work, recipe, place, on_progress)
     return ship(work / LEARNED / "model", folder)
+
+
+def check_recipe(work: Path, recipe: Recipe) -> None:
+    """Begins a folder with a recipe; raises LanceError where it was begun with another, or with other sizes."""
+    path, own = work / RECIPE, json.loads(json.dumps(asdict(recipe) | {"sizes": asdict(CONFIG), "VAE": asdict(VAE)}))
+    begun = read_json(path) if path.is_file() else {}
+    if work.is_dir() and begun != own:
+        other = ", ".join(sorted(key for key in own.keys() | begun.keys() if own.get(key) != begun.get(key)))
+        raise LanceError(f"{work} was begun with another recipe ({other}): name another --work, or remove it.")
+    with replacing(path) as part:
+        part.write_text(json.dumps(own, indent=1), encoding="utf-8")
 
 
 def learn(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgress | None = None) -> None:
@@ -184,12 +201,12 @@ def trained_vae(work: Path, recipe: Recipe, device: torch.device, on_progress: O
         return vae.to(device)
     initialize(vae, torch.Generator().manual_seed(recipe.seed))
     vae.to(device)
-    torch.manual_seed(recipe.seed)
-    batches = vae_batches(recipe.seed, recipe.clips_every)
-    train_vae(vae, batches, training, on_step(on_progress, "VAE", training.steps))
+    batches, state = vae_batches(recipe.seed, recipe.clips_every), work / "vae.state"
+    train_vae(vae, batches, training, recipe.seed, on_step(on_progress, "VAE", training.steps), state)
     standardize(vae, vae_batches(recipe.seed + 1), recipe.standard_batches)
     with replacing(path) as part:
         save_tensors({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, part)
+    state.unlink(missing_ok=True)
     return vae
 
 
@@ -225,7 +242,7 @@ def ship(model: Path, folder: Path) -> Path:
     Raises LanceError where the folder holds anything but such a checkpoint.
     """
     language = model / LANGUAGE_FOLDERS["image"]
-    with replacing_folder(folder, overwrite=True, names=shipped_names()) as fresh:
+    with replacing_folder(folder, overwrite=True, names=SHIPPED) as fresh:
         shutil.copytree(model, fresh, ignore=shutil.ignore_patterns(language.name, VAE_WEIGHTS))
         shutil.copytree(language, fresh, dirs_exist_ok=True)
         weights = load_file(language / WEIGHTS)
@@ -234,8 +251,3 @@ def ship(model: Path, folder: Path) -> Path:
         vae = torch.load(model / VAE_WEIGHTS, weights_only=True)
         save_tensors({name: weight.half() for name, weight in vae.items()}, fresh / VAE_FILE)
     return folder
-
-
-def shipped_names() -> set[str]:
-    """What a folder of `ship` holds."""
-    return {path.name for path in BUILT_IN_FOLDER.iterdir()}

@@ -13,7 +13,7 @@ from .scene import COLOURS, SHAPES, Vocabulary, random_clip, random_scene
 
 EVERYTHING = Vocabulary(tuple(COLOURS), SHAPES)
 PICTURES, CLIPS, FRAMES = 8, 1, 9  # in a batch of either kind, and in a clip
-CLIPS_EVERY = 4  # batches
+CLIPS_EVERY = 3  # batches
 
 
 def vae_batches(seed: int, clips_every: int = CLIPS_EVERY) -> Iterator[Tensor]:
