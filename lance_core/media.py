@@ -41,6 +41,7 @@ PICTURE_ERRORS = (  # what Pillow raises for damage; RuntimeError of AVIF, and a
 )
 BT709, BT601, MPEG_RANGE = 1, 5, 1  # FFmpeg's numbers
 ATTACHED_PICTURE = 0x400
+PART = ".part"  # the end of a file's name until all of it is written
 
 
 def to_bytes(frames: Tensor) -> Tensor:
@@ -373,7 +374,8 @@ def read_media(
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; it takes the place of `path` on success and is removed on any error."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    # A name may have 255 bytes, and a character four of them.
+    partial = path.with_name(f".{path.name[:60]}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -383,6 +385,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise LanceError(f"{path} cannot be written ({reason}); choose another name or folder.") from None
     finally:
         with suppress(OSError):  # nothing was written where even the folder could not be made
+            partial.unlink()
+
+
+def remove_partials(folder: Path, names: str) -> None:
+    """Removes what killed writers of files of such names (a pattern) have left; none may be at work on one."""
+    for partial in folder.glob(f".{names}.{'[0-9a-f]' * 8}{PART}"):
+        with suppress(OSError):
             partial.unlink()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
@@ -67,6 +69,22 @@ def replacing_folder(folder: Path, overwrite: bool, names: Set[str] = LAYOUT) ->
                 raise
     except OSError as error:
         raise LanceError(f"{folder} cannot be written ({error.strerror}); name another folder.") from None
+
+
+def recover_folder(folder: Path) -> None:
+    """Puts back what was there before a `replacing_folder` that was killed, and removes what it had written.
+
+    None may be at work on it. Raises LanceError where the folder cannot be put back.
+    """
+    # Random parts of names have eight characters: those of `model-new` do not pass for those of `model`.
+    for temporary in folder.parent.glob(f".{glob.escape(folder.name)}-{'?' * 8}"):
+        old = temporary / "old"
+        if old.exists() and not folder.exists():
+            try:
+                os.replace(old, folder)
+            except OSError as error:
+                raise LanceError(f"{folder} cannot be written ({error.strerror}): move it back, it is {old}.") from None
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(folder: Path, overwrite: bool, names: Set[str] = LAYOUT) -> None:

@@ -610,6 +610,11 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["clip.mp4"] and path.read_bytes() == before
 
 
+def test_the_longest_names_can_be_written(tmp_path):
+    path = write_png(torch.rand(4, 4, 3), tmp_path / ("🦊" * 62 + ".png"))  # of 255 bytes it has 252
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("write, image", [(write_png, torch.rand(4, 4, 3)), (write_mp4, torch.rand(1, 16, 16, 3))])
 def test_unwritable_places_are_refused_without_leftovers(tmp_path, write, image):
     (tmp_path / "file").write_text("in the way")

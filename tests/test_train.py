@@ -120,6 +120,47 @@ def stop_after(output: Path, last: int, **options) -> None:
         train(configuration(output, every=100, **options), small_lance(), Handful(), on_step)
 
 
+KILLED = """
+import os, signal, sys
+from contextlib import ExitStack
+from pathlib import Path
+from lance_core.media import replacing
+from lance_core.saving import replacing_folder
+
+output, replace = Path(sys.argv[1]), os.replace
+
+def replace_and_die(*paths):
+    replace(*paths)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with ExitStack() as stack:
+    for name in sys.argv[2:]:
+        stack.enter_context(replacing(output / name)).write_text("half")
+    os.replace = replace_and_die
+    with replacing_folder(output / "model", overwrite=True) as fresh:
+        fresh.mkdir()
+"""
+
+
+def test_what_a_killed_run_was_writing_is_gone_at_the_next_start(tmp_path):
+    """The model that it was replacing is back, and what others write into the same folder is not touched."""
+    run(tmp_path, steps=2)
+    whole = weights(tmp_path)
+    latent, own = f"latents/ab/{64 * 'a'}.safetensors", ("log.jsonl", "lora.safetensors", "samples/step_000002_0.png")
+    with process(str(tmp_path), *own, latent, "fox.png", launcher=("-c", KILLED)) as killed:
+        killed.communicate()
+    assert killed.returncode == -signal.SIGKILL and not (tmp_path / "model").exists()
+    (tmp_path / ".model-int8-abcdefgh").mkdir()
+    assert len(hidden(tmp_path)) == 7
+    stop_after(tmp_path, 3)
+    assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in whole.items())
+    assert [name[:9] for name in hidden(tmp_path)] == [".fox.png.", ".model-in"]
+
+
+def hidden(output: Path) -> list[str]:
+    return sorted(path.name for path in output.rglob(".*"))
+
+
 def test_ctrl_c_saves_the_step_it_is_in(tmp_path, uninterrupted):
     def on_step(step: int, values: dict[str, float]) -> None:
         if step == 3:

@@ -12,10 +12,7 @@ from .data import open_data, turn_of
 from .examples import Example, Examples
 from .needed import needed
 from .parallel import first, own_device
-from .trainer import Result, finished, train
-
-CACHE = "latents"  # in the run's folder
-
+from .trainer import CACHE, Result, finished, train
 
 OnProgress = Callable[[int, int, dict[str, float]], None]
 

@@ -15,22 +15,34 @@ import torch
 
 from ..checkpoint import Lance
 from ..errors import LanceError
+from ..media import remove_partials
+from ..saving import recover_folder
 from .batches import Batches, Share, ahead
 from .config import TrainConfig
 from .examples import Example, Examples
 from .learner import Learner, recomputed
-from .logs import Log, lost
+from .logs import LOG, Log, lost
 from .objective import Batch, pack, tokens_of
 from .parallel import accelerator_of
-from .result import check_savable, write_result
+from .result import LORA, MODEL, check_savable, write_result
 from .samples import check_samples, write_samples
 from .schedule import learning_rate
-from .state import Facts, anywhere, check_essentials, newest, read_facts, read_tensors, remove_all, save_state
+from .state import (
+    Facts,
+    anywhere,
+    check_essentials,
+    newest,
+    read_facts,
+    read_tensors,
+    remove_all,
+    remove_leftovers,
+    save_state,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, SAMPLES, CACHE = "checkpoints", "samples", "latents"  # in the run's folder
 
 OnStep = Callable[[int, dict[str, float]], None]
 
@@ -66,8 +78,11 @@ def train(
             stack.enter_context(recomputed(lance))
         learner = Learner(config, lance, accelerator)
         stack.callback(learner.release)
-        if fresh and accelerator.is_main_process:
-            remove_all(folder)
+        accelerator.wait_for_everyone()  # one may be keeping a latent yet
+        if accelerator.is_main_process:
+            clean_up(config.output)
+            if fresh:
+                remove_all(folder)
         accelerator.wait_for_everyone()
         step, cursor = resume(config, learner, folder)
         log = stack.enter_context(closing(Log(config.output, accelerator, step)))
@@ -94,7 +109,7 @@ def train(
                 raise KeyboardInterrupt(f"stopped after step {step} of {config.train.steps}")
             if config.samples.every and step % config.samples.every == 0 and accelerator.is_main_process:
                 with learner.averaged(), accelerator.autocast():
-                    write_samples(config.samples, lance, config.output / "samples", step)
+                    write_samples(config.samples, lance, config.output / SAMPLES, step)
         learner.take_average()
         return Result(step, values, write_result(config, lance, accelerator))
 
@@ -112,6 +127,20 @@ def check(config: TrainConfig, lance: Lance) -> None:
     check_savable(config, lance)
     if config.samples.every:
         check_samples(config.samples, lance)
+
+
+def clean_up(output: Path) -> None:
+    """Removes what a killed run was writing, and puts back the model that it was about to replace.
+
+    Nothing else, for others may write into the same folder.
+    """
+    remove_leftovers(output / CHECKPOINTS)
+    for names in (LOG, LORA):
+        remove_partials(output, names)
+    remove_partials(output / SAMPLES, "step_*")
+    for folder in (output / CACHE).glob("??"):
+        remove_partials(folder, "*")
+    recover_folder(output / MODEL)
 
 
 def batches_of(
