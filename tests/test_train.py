@@ -33,6 +33,7 @@ from lance_core.train.result import LORA
 from lance_core.train.schedule import decay, learning_rate
 from lance_core.train.state import Facts, newest
 from lance_core.train.trainer import batches_of, train
+from lance_core.world.render import SIDE
 from tests.training_run import STEPS, Handful, configuration, small_lance
 
 ROOT = Path(__file__).parents[1]
@@ -512,6 +513,13 @@ def test_what_a_file_gets_wrong_is_one_sentence(tmp_path, line, message):
     with pytest.raises(LanceError, match=message) as caught:
         read_config(path)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_the_file_in_the_docs_has_nano_s_size(tmp_path):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (tmp_path / "small.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+    config = read_config(tmp_path / "small.toml")
+    assert config.model.checkpoint == "nano" and (config.samples.width, config.samples.height) == (SIDE, SIDE)
 
 
 def test_a_file_without_output_or_that_is_missing(tmp_path):
