@@ -26,9 +26,8 @@ from lance_core.errors import LanceError, LanceWarning
 from lance_core.media import read_image, read_media, write_mp4, write_png
 from lance_core.prompts import describe_prompt, system_prompt
 from lance_core.tiny import random_lance
-from lance_core.train.command import Either
 from lance_core.train.convert import convert_data
-from lance_core.train.data import SLOTS, DataConfig, open_data
+from lance_core.train.data import SLOTS, DataConfig, Mixture, open_data
 from lance_core.train.jsonl import line_of, parse
 from lance_core.train.latents import LatentCache, fingerprint
 from lance_core.train.parquet import SCHEMAS, ParquetRows, record_of, row_of
@@ -412,7 +411,7 @@ def test_data_sets_come_by_their_weights(tmp_path, lance):
 
 def test_a_data_set_beside_the_small_world_loses_no_record(tmp_path, lance):
     data = open_data([DataConfig(numbered(tmp_path, 20))], lance, seed=0)
-    seen = [Either(0, (1.0, 3.0), (data, [None] * 1000))[index] for index in range(1000)]
+    seen = [Mixture((data, [None] * 1000), (1.0, 3.0), 0)[index] for index in range(1000)]
     texts = [example.text for example in seen if example is not None]
     assert 240 < len(texts) < 260
     assert all(len(set(texts[start : start + 20])) == 20 for start in range(0, 240, 20))

@@ -8,8 +8,8 @@ from pathlib import Path
 from ..checkpoint import Lance, load_lance, resolve_device
 from ..errors import LanceError
 from .config import TrainConfig, read_config
-from .data import open_data, turn_of
-from .examples import Example, Examples
+from .data import Mixture, open_data
+from .examples import Examples
 from .needed import needed
 from .parallel import first, own_device
 from .trainer import CACHE, Result, finished, train
@@ -57,23 +57,14 @@ def load_model(config: TrainConfig, device: str = "auto") -> Lance:
 
 def open_examples(config: TrainConfig, lance: Lance) -> Examples:
     """All data of the run together."""
-    sources: list[tuple[float, Examples]] = []
+    sources: list[Examples] = []
+    weights: list[float] = []
     if config.data:
-        opened = open_data(config.data, lance, seed=config.seed, cache=config.output / CACHE)
-        sources.append((sum(entry.weight for entry in config.data), opened))
+        sources.append(open_data(config.data, lance, seed=config.seed, cache=config.output / CACHE))
+        weights.append(sum(entry.weight for entry in config.data))
     if config.small_world:
         from ..world.examples import SmallWorld
 
-        sources.append((config.small_world, SmallWorld(lance, config.seed)))
-    return sources[0][1] if len(sources) == 1 else Either(config.seed, *zip(*sources))
-
-
-class Either:
-    """Examples of several sources, each as often as its weight says."""
-
-    def __init__(self, seed: int, weights: tuple[float, ...], sources: tuple[Examples, ...]):
-        self.seed, self.weights, self.sources = seed, weights, sources
-
-    def __getitem__(self, index: int) -> Example | None:
-        number, turn = turn_of(index, self.weights, self.seed)
-        return self.sources[number][turn]
+        sources.append(SmallWorld(lance, config.seed))
+        weights.append(config.small_world)
+    return sources[0] if len(sources) == 1 else Mixture(tuple(sources), tuple(weights), config.seed)

@@ -64,10 +64,11 @@ def open_data(configs: Sequence[DataConfig], lance: Lance, *, seed: int, cache: 
     if not configs:
         raise LanceError("there is no data: name at least one data set.")
     encoder = Encoder(lance, LatentCache(Path(cache).expanduser()) if cache else None)
-    sets = tuple((config, open_records(config.path)) for config in configs)
+    sets = [(config, open_records(config.path)) for config in configs]
     for config, records in sets:
         _check_any(config, records, encoder)
-    return Mixture(sets, encoder, seed)
+    sources = (DataSet(*found, encoder, f"{seed} {number}") for number, found in enumerate(sets))
+    return Mixture(tuple(sources), tuple(config.weight for config in configs), seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,40 +146,48 @@ class Encoder:
         check_length(sequence)
 
 
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """Every data set by its weight, each shuffled anew whenever all of it has been seen."""
+class DataSet:
+    """The examples of a data set, endless: shuffled anew whenever all of it has been seen."""
 
-    sets: tuple[tuple[DataConfig, Records], ...]
-    encoder: Encoder
-    seed: int
-    told: set[str] = field(default_factory=set, repr=False)  # places of bad records that were named
-    orders: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, repr=False)  # of each set, in its epoch
+    def __init__(self, config: DataConfig, records: Records, encoder: Encoder, seed: str):
+        self.config, self.records, self.encoder, self.seed = config, records, encoder, seed
+        self.told: set[str] = set()  # places of bad records that were named
+        self.held = -1, np.empty(0)  # an epoch and its order
 
     def __getitem__(self, index: int) -> Example | None:
-        number, turn = turn_of(index, tuple(config.weight for config, _ in self.sets), self.seed)
-        config, records = self.sets[number]
-        record = self.record(number, turn)
-        first_frame = Random(f"first frame {self.seed} {index}").random() < config.first_frame
+        record = self.record(index)
+        first_frame = Random(f"first frame {self.seed} {index}").random() < self.config.first_frame
         try:
-            return self.encoder.example(records[record], config, first_frame)
+            return self.encoder.example(self.records[record], self.config, first_frame)
         except LanceError as error:
-            self.tell(records.place(record), error)
+            self.tell(self.records.place(record), error)
             return None
 
-    def record(self, number: int, turn: int) -> int:
-        """The number of the record that a data set gives in its turn."""
-        _, records = self.sets[number]
-        epoch, place = divmod(turn, len(records))
-        held = self.orders.get(number)
-        if held is None or held[0] != epoch:
-            held = self.orders[number] = epoch, _order(records.blocks, f"{self.seed} {number} {epoch}")
+    def record(self, index: int) -> int:
+        """The number of the record that an example is made of."""
+        epoch, place = divmod(index, len(self.records))
+        held = self.held
+        if held[0] != epoch:
+            held = self.held = epoch, _order(self.records.blocks, f"{self.seed} {epoch}")
         return int(held[1][place])
 
     def tell(self, place: str, error: LanceError) -> None:
         if place not in self.told:
             self.told.add(place)
             warn(f"{place} is left out: {error}")
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Examples of several sources, each as often as its weight says, and each in its own order."""
+
+    sources: tuple[Examples, ...]
+    weights: tuple[float, ...]
+    seed: int
+
+    def __getitem__(self, index: int) -> Example | None:
+        number, turn = turn_of(index, self.weights, self.seed)
+        return self.sources[number][turn]
 
 
 def turn_of(index: int, weights: tuple[float, ...], seed: int) -> tuple[int, int]:

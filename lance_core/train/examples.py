@@ -15,6 +15,7 @@ class Example:
     """A request with its result, in the form in which the model meets both.
 
     text: the caption, instruction or question. answer: of a question. system: instead of the official system prompt.
+    others: further questions about the same, each with its answer.
     kind: of what a question is about; of other tasks the target decides. pixels: what the vision tower sees, one
     `[3, F', H, W]` per reference (`vit.normalize_pixels`). latents: the references of edits, clean and normalised
     `[48, T, h, w]`. target: what is to be painted, likewise. first_frame: the target's first latent frame is given.
