@@ -31,6 +31,7 @@ LENGTHS = (9, 9, 9, 9, 9, 9, 13, 17)  # frames of clips
 DESCRIBE = ("Describe the picture.", "描述这张图片。")
 QUESTIONS, DESCRIBED = 4, 0.5  # about one picture, and how often a description is asked for as well
 CROWDED = (0.1, 0.35, 0.55)  # scenes of one, two and three things: most of what is held out is of three
+FIRST = {"ask": 0.9, "describe": 0.1}  # shares of tasks while it learns to see
 TOGETHER = 16  # edits or clips encoded in a batch
 
 Medium = tuple[Tensor, Tensor]  # frames as bytes `[F, H, W, 3]`, and their latent `[48, T, h, w]`
@@ -67,7 +68,7 @@ class SmallWorld:
     """Endless examples, the same for the same index and seed.
 
     Each is one of a limited number of pictures, edits and clips, drawn and encoded when they are first met and kept,
-    with words that are chosen anew.
+    with words that are chosen anew. seeing: so many at the beginning are only about what is seen in pictures.
     """
 
     def __init__(
@@ -77,8 +78,10 @@ class SmallWorld:
         amounts: Amounts = Amounts(),
         shares: Shares = Shares(),
         vocabulary: Vocabulary = Vocabulary(),
+        seeing: int = 0,
     ):
         self.lance, self.seed, self.shares, self.vocabulary = lance, seed, vars(shares), vocabulary
+        self.seeing = seeing
         self.counts = {
             self.new_edit: amounts.edits,
             self.new_pair: amounts.pairs,
@@ -89,7 +92,8 @@ class SmallWorld:
 
     def __getitem__(self, index: int) -> Example:
         random = Random(f"{self.seed} example {index}")
-        (task,) = random.choices(tuple(self.shares), tuple(self.shares.values()))
+        shares = FIRST if index < self.seeing else self.shares
+        (task,) = random.choices(tuple(shares), tuple(shares.values()))
         return getattr(self, task)(random)
 
     def prepare(self, on_progress: Callable[[int, int], None] | None = None) -> None:

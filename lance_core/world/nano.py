@@ -83,7 +83,8 @@ class Recipe:
     """How nano is trained.
 
     clips_every: how often a batch of the VAE's is of clips; standard_batches: from which the latents' statistics come.
-    training: of all else, as one process sees it; processes: on a CPU; a GPU takes the batches of all of them in turn.
+    seeing: examples from which it learns to see before it paints; one that does both from the beginning is slow to
+    look. training: of all but the VAE, as one process sees it; processes: on a CPU; a GPU takes their batches in turn.
     """
 
     vae: VAETraining = VAETraining(steps=9000, learning_rate=1.5e-3)
@@ -91,9 +92,10 @@ class Recipe:
     standard_batches: int = 64
     amounts: Amounts = Amounts(edits=40000)
     shares: Shares = Shares()
+    seeing: int = 40000
     training: Training = Training(
         optimizer="muon",
-        steps=13000,
+        steps=11000,
         tokens=2000,
         learning_rate=3e-3,
         min_learning_rate=5e-5,
@@ -156,7 +158,7 @@ def learn(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgr
     config = TrainConfig(
         work / LEARNED, recipe.seed, train=training, objective=recipe.objective, save=Saving(every=500)
     )
-    examples = SmallWorld(lance, recipe.seed, recipe.amounts, recipe.shares)
+    examples = SmallWorld(lance, recipe.seed, recipe.amounts, recipe.shares, seeing=recipe.seeing)
     if not finished(config):
         examples.prepare(partial(told, "pictures") if told else None)
     train(config, lance, examples, on_step(told, "model", training.steps))
