@@ -71,7 +71,7 @@ SIDES = Resolution(vae=SIDE, vit=84)  # three by three tokens of both encoders, 
 CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
-VAE_STATE, LEARNED, RECIPE = "vae.safetensors", "model", "recipe.json"  # while nano is being made
+VAE_STATE, VAE_UNDERWAY, LEARNED, RECIPE = "vae.safetensors", "vae.state", "model", "recipe.json"  # while it is made
 SHIPPED = frozenset((VISION_FOLDER, VAE_FILE, WEIGHTS, *BESIDE))  # what nano's folder may hold
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
@@ -203,7 +203,7 @@ def trained_vae(work: Path, recipe: Recipe, device: torch.device, on_progress: O
         return vae.to(device)
     initialize(vae, torch.Generator().manual_seed(recipe.seed))
     vae.to(device)
-    batches, state = vae_batches(recipe.seed, recipe.clips_every), work / "vae.state"
+    batches, state = vae_batches(recipe.seed, recipe.clips_every), work / VAE_UNDERWAY
     train_vae(vae, batches, training, recipe.seed, on_step(on_progress, "VAE", training.steps), state)
     standardize(vae, vae_batches(recipe.seed + 1), recipe.standard_batches)
     with replacing(path) as part:
