@@ -210,7 +210,9 @@ def test_it_can_be_made(tmp_path, capfd):
     told = capfd.readouterr().out.splitlines()
     assert {"VAE 2 2", "pictures 11 11"} < set(told) and told[-1] == "model 2 2"
     shutil.rmtree(tmp_path / "work/seed_0/model")
+    (tmp_path / ".again-01234567/new").mkdir(parents=True)  # as a killed run leaves it
     again = make_nano(tmp_path / "again", tmp_path / "work", quick, "cpu")  # from what is in `work`
+    assert not (tmp_path / ".again-01234567").exists()
     assert all((again / name).read_bytes() == (made / name).read_bytes() for name in (WEIGHTS, VAE_FILE))
     with pytest.raises(LanceError, match=r"seed_0 was begun with another recipe \(vae\): name another --work"):
         make_nano(tmp_path / "other", tmp_path / "work", replace(quick, vae=replace(quick.vae, steps=3)), "cpu")

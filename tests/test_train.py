@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,6 +157,26 @@ def test_what_a_killed_run_was_writing_is_gone_at_the_next_start(tmp_path):
     stop_after(tmp_path, 3)
     assert all(torch.equal(weights(tmp_path)[name], weight) for name, weight in whole.items())
     assert [name[:9] for name in hidden(tmp_path)] == [".fox.png.", ".model-in"]
+
+
+TWO = """
+import sys
+from pathlib import Path
+from lance_core.train.parallel import together
+from tests.training_run import linger
+
+together(2, linger, Path(sys.argv[1]))
+"""
+
+
+def test_processes_that_are_one_run_end_with_the_one_that_started_them(tmp_path):
+    """However it ends: those of a killed `make-nano` would train into the folder of the next."""
+    with process(str(tmp_path), launcher=("-c", TWO)) as starter:
+        while len(list(tmp_path.iterdir())) < 2:
+            assert starter.poll() is None
+            time.sleep(0.1)
+        starter.kill()
+        starter.communicate(timeout=60)  # their output ends with the last of them
 
 
 def hidden(output: Path) -> list[str]:

@@ -5,7 +5,10 @@ python -m tests.training_run OUTPUT NAME=VALUE... where names are those of `[tra
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -53,6 +56,13 @@ def configuration(output: Path, **options) -> TrainConfig:
     saving = {"every": options.pop("every", 2), "dtype": "fp32"}
     lora = LoraConfig(rank=4) if options.get("method") == "lora" else None
     return TrainConfig(output, train=Training(**{**usual, **options}), save=Saving(**saving), lora=lora)
+
+
+def linger(folder: Path) -> None:
+    """Says which process this is, and stays, deaf to the SIGINT that torch sends orphans, as within a training step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
 
 
 def main(output: str, *given: str) -> None:

@@ -5,7 +5,9 @@ A process learns from torchrun's or `accelerate launch`'s environment that it is
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -65,8 +67,15 @@ def together(count: int, function: Callable[..., Any], *args: Any) -> None:
 
 
 def _alone(threads: int, function: Callable[..., Any], *args: Any) -> None:
+    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
     torch.set_num_threads(threads)
     function(*args)
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    """Ends this process where its parent does: left alone, it would write into the folder of the next run."""
+    parent.join()
+    os._exit(1)
 
 
 def accelerator_of(config: TrainConfig, device: torch.device) -> Accelerator:

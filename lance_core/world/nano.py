@@ -25,7 +25,7 @@ from ..errors import LanceError
 from ..layout import LANGUAGE_FOLDERS, VAE_WEIGHTS, VISION_FOLDER, WEIGHTS
 from ..media import replacing
 from ..rewriting import BESIDE
-from ..saving import check_replaceable, replacing_folder
+from ..saving import check_replaceable, recover_folder, replacing_folder
 from ..storage import save_tensors
 from ..tiny import WORDS, official_prompts, tokenizer_specification
 from ..tokenizer import Tokenizer
@@ -131,6 +131,7 @@ def make_nano(
     with needed():
         import accelerate  # noqa: F401 (before hours of the VAE)
     folder, work, place = Path(folder).expanduser(), Path(work).expanduser(), resolve_device(device)
+    recover_folder(folder)  # from a run that was killed while it shipped
     check_replaceable(folder, overwrite=True, names=SHIPPED)
     work = work / f"seed_{recipe.seed}"
     check_recipe(work, recipe)
