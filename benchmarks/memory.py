@@ -2,6 +2,7 @@
 
 Weights are bytes of their tensors. Working memory is what `lance_core.memory` says beforehand; with --count it is
 counted beside that in a run of the whole code, all layers and all frames, without data on the meta device (a minute).
+--training: what training a LoRA takes instead, the table of docs/lora.md.
 Nothing here runs on a GPU: the libraries' workspaces and the allocator's rounding are not in it.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import measuring
@@ -23,6 +25,9 @@ from lance_core.placement import GIB, model_parts
 from lance_core.quantized import quantize_model
 from lance_core.tiny import tokenizer_specification
 from lance_core.tokenizer import Tokenizer
+from lance_core.train.config import TrainConfig, Training
+from lance_core.train.lora import LoraConfig
+from lance_core.train.plan import training_needs
 from lance_core.transformer import LanceTransformer
 from lance_core.vae import VAEConfig, WanVAE
 from lance_core.vit import VisionTower
@@ -38,6 +43,7 @@ JOBS = {
 }
 BUDGETS = (6.1, 8.0, 11.5, 13.0, 24.0)
 FORMATS = (None, "int8", "nf4")
+LORAS = ((None, True, 4096), (None, True, 16384), (None, False, 4096), ("int8", True, 4096), ("nf4", True, 4096))
 
 
 def empty_model(format: str | None = None) -> Lance:
@@ -86,10 +92,23 @@ def rows(formats: tuple[str | None, ...]) -> Iterator[tuple[str, dict[str, objec
                     break  # more memory changes nothing
 
 
+def training_rows() -> Iterator[tuple[str, float]]:
+    for format, checkpointing, tokens in LORAS:
+        training = Training(method="lora", checkpointing=checkpointing, tokens=tokens)
+        config = TrainConfig(Path("run"), train=training, lora=LoraConfig())
+        again = "checkpointing" if checkpointing else "no checkpointing"
+        yield f"{format or 'bf16'}, {again}, {tokens:,} tokens", training_needs(config, empty_model(format)).total / GIB
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--count", action="store_true", help="run all layers and frames, to check the estimates")
-    if options.parse_args().count:
+    options.add_argument("--training", action="store_true", help="what training a LoRA takes, instead")
+    asked = options.parse_args()
+    if asked.training:
+        print(measuring.table({"GiB": dict(training_rows())}))
+        return
+    if asked.count:
         lance, columns = empty_model(), {"estimated": {}, "counted": {}}
         for name, job in JOBS.items():
             for column, phases in zip(columns.values(), (needs(lance, job), counted(lance, job))):

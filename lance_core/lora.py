@@ -243,7 +243,7 @@ def _check_sizes(lora: Mapping[str, Tensor], weights: Mapping[str, Sequence[int]
             if sizes != ((shape[0], *sizes[1][:1]), (*sizes[0][1:], shape[-1])):
                 raise LanceError(
                     f"LoRA {file} does not fit: for {module} of size {tuple(shape)} it has {sizes[0]} and {sizes[1]};"
-                    " choose one that was trained on Lance."
+                    " choose one that was trained on this model."
                 )
             if 0 in sizes[1]:
                 raise LanceError(f"LoRA {file} holds nothing for {module}, factors of rank 0: save it again.")

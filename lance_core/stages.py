@@ -182,10 +182,7 @@ def understand(
     Greedy at temperature 0, as the official code. on_token(text_so_far) is called after every token and may raise to
     stop. system: replaces the official system prompt. semantic: also what `read` made of it, with its system prompt.
     """
-    check_text("question", question)
-    if not question.strip():
-        raise LanceError("the question is empty: write what you want to know.")
-    check_whole("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS)
+    check_question(question, max_new_tokens)
     check_number("temperature", temperature, 0.0)
     if 0 < temperature < MIN_TEMPERATURE:
         raise LanceError(f"temperature is {temperature!r}: give 0 (the likeliest answer) or {MIN_TEMPERATURE} or more.")
@@ -230,6 +227,14 @@ def understand(
             if on_token is not None:
                 on_token(text.partial_text(lance.tokenizer, ids))
     return text.clean(lance.tokenizer.decode(ids))
+
+
+def check_question(question: str, max_new_tokens: int) -> None:
+    """Raises LanceError for a question that is no text, or empty, and for answers that are too long."""
+    check_text("question", question)
+    if not question.strip():
+        raise LanceError("the question is empty: write what you want to know.")
+    check_whole("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS)
 
 
 def answering(lance: Lance, sequence: Sequence, limit: int) -> AbstractContextManager[None]:

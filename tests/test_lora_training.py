@@ -32,6 +32,7 @@ from lance_core.tiny import TINY_TEXT, tokenizer_specification
 from lance_core.train.config import Model, TrainConfig, Training
 from lance_core.train.learner import recomputed, trainee_of
 from lance_core.train.lora import TARGETS, LoraConfig, add_lora, lora_modules, lora_tensors, save_lora
+from lance_core.train.objective import Objective
 from lance_core.train.plan import training_needs, typical_batch
 from lance_core.transformer import DecodeCache, LanceTransformer, latent_position_ids, latent_position_rows
 from lance_core.workflow import run_workflow
@@ -555,6 +556,12 @@ def test_a_plan_is_what_a_step_then_holds(method, checkpointing):
     assert planned.trained == sum(weight.nbytes for weight in weights)
     assert planned.kept == planned.trained + sum(moment.nbytes for moment in moments)
     assert planned.frozen + planned.trained == weight_bytes(lance.transformer, lance.vision, lance.vae)
+
+
+def test_a_plan_is_of_a_batch_with_room_for_all_noise_blocks():
+    once, thrice = (replace(run_of("lora", True), objective=Objective(draws=draws)) for draws in (1, 3))
+    lengths = [typical_batch(config, empty()).positions.shape[1] for config in (once, thrice)]
+    assert lengths[1] <= lengths[0]
 
 
 def test_a_plan_knows_what_saves_memory():

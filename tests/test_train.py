@@ -25,6 +25,7 @@ from lance_core.media import write_png
 from lance_core.placement import Placement
 from lance_core.stages import load_lance
 from lance_core.tiny import make_tiny
+from lance_core.train.alone import LOCK, alone_in
 from lance_core.train.batches import Batches, Share
 from lance_core.train.config import Question, Samples, Saving, Training, read_config
 from lance_core.train.learner import Learner, recomputed
@@ -38,6 +39,7 @@ from lance_core.world.render import SIDE
 from tests.training_run import STEPS, Handful, configuration, small_lance
 
 ROOT = Path(__file__).parents[1]
+PHOTO = str(ROOT / "docs/icon.png")
 WEIGHTS = "model/Lance_3B/model.safetensors"
 
 
@@ -61,7 +63,9 @@ def same(a: Path, b: Path) -> bool:
 def process(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen:
     command = [sys.executable, *(launcher or ("-m", "tests.training_run")), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -163,15 +167,18 @@ TWO = """
 import sys
 from pathlib import Path
 from lance_core.train.parallel import together
-from tests.training_run import linger
+from tests import training_run
 
-together(2, linger, Path(sys.argv[1]))
+try:
+    together(2, getattr(training_run, sys.argv[1]), Path(sys.argv[2]))
+except BaseException as end:
+    print(repr(end))
 """
 
 
 def test_processes_that_are_one_run_end_with_the_one_that_started_them(tmp_path):
     """However it ends: those of a killed `make-nano` would train into the folder of the next."""
-    with process(str(tmp_path), launcher=("-c", TWO)) as starter:
+    with process("linger", tmp_path, launcher=("-c", TWO)) as starter:
         while len(list(tmp_path.iterdir())) < 2:
             assert starter.poll() is None
             time.sleep(0.1)
@@ -179,8 +186,23 @@ def test_processes_that_are_one_run_end_with_the_one_that_started_them(tmp_path)
         starter.communicate(timeout=60)  # their output ends with the last of them
 
 
+@pytest.mark.parametrize(("ending", "expected"), [("refuse", "LanceError('no room')"), ("stop", "KeyboardInterrupt()")])
+def test_how_processes_that_are_one_run_ended_is_known_where_they_were_started(tmp_path, ending, expected):
+    with process(ending, tmp_path, launcher=("-c", TWO)) as starter:
+        assert starter.communicate(timeout=60)[0].splitlines() == [expected]
+
+
+def test_ctrl_c_in_a_terminal_reaches_processes_that_are_one_run_once(tmp_path):
+    with process("count_signals", tmp_path, launcher=("-c", TWO)) as starter:
+        while len(list(tmp_path.iterdir())) < 2:
+            assert starter.poll() is None
+            time.sleep(0.1)
+        os.killpg(starter.pid, signal.SIGINT)
+        assert starter.communicate(timeout=60)[0].splitlines() == ["SIGINT", "SIGINT", "KeyboardInterrupt()"]
+
+
 def hidden(output: Path) -> list[str]:
-    return sorted(path.name for path in output.rglob(".*"))
+    return sorted(path.name for path in output.rglob(".*") if path.name != LOCK)
 
 
 def test_ctrl_c_saves_the_step_it_is_in(tmp_path, uninterrupted):
@@ -232,12 +254,44 @@ def test_another_run_does_not_go_on(tmp_path):
     [
         (Samples(every=1, questions=(Question("none.png", "what?"),)), "none.png does not exist"),
         (Samples(every=1, prompts=("x",), width=16, height=2048), "too large"),
+        (Samples(every=1, prompts=("word " * 9000,), width=16, height=16), "the text has .* tokens: shorten it"),
+        (Samples(every=1, questions=(Question(PHOTO, " "),)), "the question is empty"),
+        (Samples(every=1, questions=(Question(PHOTO, "word " * 9000),)), "the text has .* tokens: shorten it"),
+        (Samples(every=1, questions=(Question(PHOTO, "what?"),), max_new_tokens=5000), "max_new_tokens is 5000"),
     ],
 )
 def test_samples_that_cannot_be_made_end_a_run_before_it_begins(tmp_path, samples, message):
     with pytest.raises(LanceError, match=message):
         train(replace(configuration(tmp_path), samples=samples), small_lance(), Handful())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("part", "name"), [("vision", "vision tower"), ("vae", "VAE")])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_model_that_lacks_a_part_is_not_trained(tmp_path, method, part, name):
+    """Some data would need it, perhaps only after hours."""
+    config = configuration(tmp_path, method=method)
+    with pytest.raises(LanceError, match=f"the model has no {name}"):
+        train(config, replace(small_lance(), **{part: None}), Handful())
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
+    with alone_in(tmp_path), pytest.raises(LanceError, match=f"another run is writing to {tmp_path}: wait for its end"):
+        run(tmp_path, steps=1)
+    run(tmp_path, steps=1)
+
+
+def test_a_state_goes_on_only_beside_the_weights_that_it_was_made_with(tmp_path):
+    config = configuration(tmp_path, steps=4, every=2, parts=("generation",))
+    train(config, small_lance(), Handful())
+    other = small_lance()
+    with torch.no_grad():
+        other.transformer.language_model.lm_head.weight.mul_(1.1)
+    longer = replace(config, train=replace(config.train, steps=6))
+    with pytest.raises(LanceError, match="step_00000004 was made beside other weights than those of this model: give"):
+        train(longer, other, Handful())
+    assert train(longer, small_lance(), Handful()).step == 6
 
 
 def test_a_result_that_cannot_be_written_ends_a_run_before_it_begins(tmp_path):
@@ -403,7 +457,7 @@ def test_schedule():
     training = Training(steps=110, warmup=10, learning_rate=1.0, min_learning_rate=0.2)
     assert learning_rate(training, 5) == 0.5 and learning_rate(training, 10) == 1.0
     assert learning_rate(training, 60) == pytest.approx(0.6) and learning_rate(training, 110) == pytest.approx(0.2)
-    assert learning_rate(replace(training, schedule="constant"), 110) == 1.0
+    assert learning_rate(replace(training, schedule="constant", min_learning_rate=0.0), 110) == 1.0
     assert decay(replace(training, ema=0.9), 1) < 0.2 and decay(replace(training, ema=0.9), 1000) == 0.9
 
 
@@ -510,11 +564,16 @@ def test_the_command_trains_what_a_file_says(tmp_path, capsys):
         ("[train]\nparts = ['eyes']", r"train.parts\[0\] is 'eyes': choose one of 'understanding'"),
         ("[train]\nparts = []", "train.parts is empty"),
         ("[train]\nmin_learning_rate = 1", "train.min_learning_rate is above train.learning_rate"),
+        (
+            "[train]\nschedule = 'constant'\nmin_learning_rate = 1e-5",
+            'min_learning_rate is for train.schedule "cosine"',
+        ),
         ("small_world = 1.0", r"'small_world' is at the top of the file: write it into .* \[\[data\]\]"),
         ("[samples]\nguidance = 0.5", "samples: guidance is 0.5: give a number of at least 1"),
         ("[train]\nmethod = 'lora'\nparts = ['generation']", "train.parts is for whole models: leave it out"),
         ("[lora]\nrank = 4", r"\[lora\] is given but train.method is \"full\""),
         ("[samples]\nevery = 5", "no samples.prompts or samples.questions"),
+        ("[samples]\nprompts = ['x']", "given but no samples.every: say how often"),
         ("[samples]\nwidth = 100", "samples.width is 100: give a multiple of 16"),
         ("[train]\nshard = true\n[samples]\nevery = 5\nprompts = ['x']", "samples cannot be made from sharded weights"),
         ("[[data]]\npath = 'x'\nspeed = 3", r"\[data\[0\]\] has no 'speed'"),

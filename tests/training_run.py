@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from lance_core.config import LanceConfig, TextConfig, VisionConfig
+from lance_core.errors import LanceError
 from lance_core.tiny import random_lance
 from lance_core.train.config import Saving, TrainConfig, Training
 from lance_core.train.examples import Example
@@ -63,6 +64,27 @@ def linger(folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     (folder / str(os.getpid())).touch()
     time.sleep(600)
+
+
+def refuse(folder: Path) -> None:
+    raise LanceError("no room")
+
+
+def stop(folder: Path) -> None:
+    raise KeyboardInterrupt
+
+
+def count_signals(folder: Path) -> None:
+    """Says every SIGINT of two seconds after the first one."""
+    came = []
+    signal.signal(signal.SIGINT, lambda *_: came.append("SIGINT"))
+    time.sleep(1)  # until it is done with starting, the process that started this one knows of none to tell
+    (folder / str(os.getpid())).touch()
+    while not came:
+        time.sleep(0.05)
+    time.sleep(2)
+    print("\n".join(came), flush=True)
+    raise KeyboardInterrupt
 
 
 def main(output: str, *given: str) -> None:

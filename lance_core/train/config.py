@@ -72,6 +72,8 @@ class Training:
             check_number(f"train.{name}", value, 0.0, 1 - 1e-9)
         if self.min_learning_rate > self.learning_rate:
             raise LanceError("train.min_learning_rate is above train.learning_rate: make it smaller.")
+        if self.min_learning_rate and self.schedule == "constant":
+            raise LanceError('train.min_learning_rate is for train.schedule "cosine": leave it out, or choose that.')
         for name, hint in get_type_hints(Training).items():
             if get_origin(hint) is Literal:
                 value_of(hint, getattr(self, name), f"train.{name}")
@@ -125,6 +127,8 @@ class Samples:
             raise LanceError(f"samples: {error}") from None
         if self.every and not (self.prompts or self.questions):
             raise LanceError("samples.every is given but no samples.prompts or samples.questions: name what to make.")
+        if (self.prompts or self.questions) and not self.every:
+            raise LanceError("samples.prompts or samples.questions are given but no samples.every: say how often.")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .objective import Batch, Trainee
 from .optimizers import MOMENTS, optimizers_of
 from .parallel import like, local, places_of, sharded, use_in_loss
 from .schedule import decay, learning_rate
+from .state import FROZEN, fingerprint
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,6 +37,8 @@ class Learner:
         self.training, self.accelerator = config.train, accelerator
         trainee = trainee_of(config, lance)
         check_dtypes(trainee)
+        frozen = {name: weight for name, weight in trainee.named_parameters() if not weight.requires_grad}
+        self.essentials = {**config.essentials(), FROZEN: fingerprint(frozen)}
         if config.train.shard:
             self.module = sharded(trainee, lance.transformer.language_model.model.layers, lance.device)
         else:  # a batch may have nothing for the parts that are trained

@@ -50,7 +50,7 @@ def together(count: int, function: Callable[..., Any], *args: Any) -> None:
     """Calls function(*args) in so many new processes of this machine, which are one run, as torchrun would start them.
 
     The cores are shared among them: a small model's layers gain little from several threads. Raises LanceError where
-    one of them failed, which has said why, and KeyboardInterrupt where they were stopped.
+    one of them failed, and KeyboardInterrupt where they were stopped.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -59,17 +59,27 @@ def together(count: int, function: Callable[..., Any], *args: Any) -> None:
     where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid4().hex}
     config = LaunchConfig(1, 1, count, max_restarts=0, monitor_interval=0.5, **where)
     try:
-        elastic_launch(config, _alone)(max(1, (os.cpu_count() or 1) // count), function, *args)
+        ends = elastic_launch(config, _alone)(max(1, (os.cpu_count() or 1) // count), function, *args)
     except ChildFailedError:
         raise LanceError("one of the processes failed, and with it the run: what it said is above.") from None
     except SignalException as stopped:
         raise KeyboardInterrupt from stopped
+    for end in ends.values():
+        if end is not None:
+            raise end
 
 
-def _alone(threads: int, function: Callable[..., Any], *args: Any) -> None:
+def _alone(threads: int, function: Callable[..., Any], *args: Any) -> LanceError | KeyboardInterrupt | None:
+    """Calls function(*args) and returns what ended it early: torch would show a traceback of the one, and wait for ever
+    after the other."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # a terminal's Ctrl-C comes by way of the process that started this one, and not a second time
     threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
     torch.set_num_threads(threads)
-    function(*args)
+    try:
+        function(*args)
+    except (LanceError, KeyboardInterrupt) as end:
+        return end
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

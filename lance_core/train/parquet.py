@@ -15,6 +15,7 @@ from typing import Any
 from ..checks import warn
 from ..errors import LanceError
 from ..prompts import Kind, describe_prompt, system_prompt
+from ..storage import brief
 from .needed import needed
 from .records import Embedded, Record, content_of, media_of
 
@@ -111,11 +112,6 @@ class ParquetRows:
                 return opened.read_row_group(number, columns=columns)
         except (OSError, pyarrow.ArrowException) as error:
             raise LanceError(f"its row group cannot be read ({brief(error)}); copy or write the file again.") from None
-
-
-def brief(error: Exception) -> str:
-    """The first line of what pyarrow says."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def schema_of_columns(names: Sequence[str], file: Path) -> str:

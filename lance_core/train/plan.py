@@ -129,10 +129,11 @@ def autocasts(config: TrainConfig) -> bool:
 def typical_batch(config: TrainConfig, lance: Lance) -> Batch:
     """As many examples as a batch has room for, on the CPU."""
     chosen, room = [], config.train.tokens
-    kinds = typical_examples(lance)
-    while fitting := [example for example in kinds if tokens_of(example) <= room] if chosen else kinds:
-        chosen.append(fitting[len(chosen) % len(fitting)])
-        room -= tokens_of(chosen[-1])
+    sizes = [(example, tokens_of(example, config.objective.draws)) for example in typical_examples(lance)]
+    while fitting := [each for each in sizes if each[1] <= room] if chosen else sizes:
+        example, size = fitting[len(chosen) % len(fitting)]
+        chosen.append(example)
+        room -= size
     return pack(chosen, lance.tokenizer, lance.config, config.objective, torch.Generator().manual_seed(0))
 
 

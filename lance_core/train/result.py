@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import COMPUTE_TYPES, Lance
-from ..errors import LanceError
 from ..saving import check_dense, check_replaceable, save_checkpoint
 from ..transformer import LanceTransformer
 from ..vit import VisionTower
@@ -24,13 +23,9 @@ MODEL, LORA = "model", "lora.safetensors"  # in the run's folder
 
 def check_savable(config: TrainConfig, lance: Lance) -> None:
     """Raises LanceError, before a long run, where its result could not be written."""
-    if config.train.method == "lora":
-        return
-    check_dense(lance)
-    if lance.vision is None or lance.vae is None:
-        lacking = "vision tower" if lance.vision is None else "VAE"
-        raise LanceError(f"the model has no {lacking}, so that no checkpoint can be made of it: train a whole one.")
-    check_replaceable(config.output / MODEL, overwrite=True)
+    if config.train.method == "full":
+        check_dense(lance)
+        check_replaceable(config.output / MODEL, overwrite=True)
 
 
 def write_result(config: TrainConfig, lance: Lance, accelerator: Accelerator) -> Path:

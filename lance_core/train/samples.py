@@ -9,17 +9,23 @@ from ..checkpoint import Lance
 from ..checks import check_grid
 from ..config import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ..media import read_media, replacing, write_mp4, write_png
+from ..request import Request, check_length
+from ..sequence import build
 from .config import Question, Samples
 
 
 def check_samples(samples: Samples, lance: Lance) -> None:
-    """Raises LanceError where these samples could not be made: for missing media, or sizes that are too large."""
+    """Raises LanceError where these samples could not be made: for missing media, texts or sizes that are too large."""
+    t = (samples.frames - 1) // TEMPORAL_COMPRESSION + 1
+    target = t, samples.height // SPATIAL_COMPRESSION, samples.width // SPATIAL_COMPRESSION
     if samples.prompts:
-        stages.vae_of(lance)
-        t = (samples.frames - 1) // TEMPORAL_COMPRESSION + 1
-        check_grid(t, samples.height // SPATIAL_COMPRESSION, samples.width // SPATIAL_COMPRESSION)
+        check_grid(*target)
+    for prompt in samples.prompts:
+        Request("generate", prompt).sequence(lance.tokenizer, lance.config.text, target)
     for question in samples.questions:
-        read_media(question.media)
+        _, kind = read_media(question.media)
+        stages.check_question(question.question, samples.max_new_tokens)
+        check_length(build(lance.tokenizer, "understand", kind, question.question, semantics=[(1, 1, 1)]))
 
 
 def write_samples(samples: Samples, lance: Lance, folder: Path, step: int) -> list[Path]:

@@ -6,10 +6,11 @@ gets its name when all is written, so that an end at any moment, or a full disk,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PREFIX, DIGITS, FACTS, PART = "step_", 8, "state.json", ".part"
+FROZEN = "frozen weights"  # among the essentials
+SAMPLED = 1024  # numbers of a weight that its fingerprint is of, about
 
 
 @dataclass(frozen=True)
 class Facts:
     """What a state knows beside its tensors. cursors: of every process, how many examples it has been through.
 
-    files: of tensors: one, or one per process. essentials: of the run's configuration.
+    files: of tensors: one, or one per process. essentials: of the run's configuration, and a fingerprint of the weights
+    that are not trained.
     """
 
     step: int
@@ -149,15 +153,29 @@ def read_facts(path: Path) -> Facts:
     return Facts(values["step"], tuple(values["cursors"]), values["files"], values["essentials"])
 
 
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """The same for equal weights alone, whatever dtype they are computed with; only some numbers of each are read."""
+    digest = hashlib.sha256()
+    for name, weight in weights.items():
+        some = weight.detach().flatten()[:: max(1, weight.numel() // SAMPLED)].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(weight.shape)} ".encode() + some.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def check_essentials(path: Path, facts: Facts, essentials: dict[str, Any]) -> None:
     """Raises LanceError where a state was made by a run of something else."""
     for name in [*essentials, *facts.essentials]:
         then, now = (values.get(name, "absent") for values in (facts.essentials, essentials))
-        if then != now:
+        if then != now and name != FROZEN:
             raise LanceError(
                 f"{path} was made with {name} = {then!r} and the configuration says {now!r}: change it back, name"
                 " another output, or begin anew with --fresh."
             )
+    if facts.essentials.get(FROZEN) != essentials.get(FROZEN):
+        raise LanceError(
+            f"{path} was made beside other weights than those of this model: give that one, name another output, or"
+            " begin anew with --fresh."
+        )
 
 
 def read_tensors(path: Path, facts: Facts, share: Share, sharded: bool) -> dict[str, Tensor]:

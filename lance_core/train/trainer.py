@@ -17,6 +17,7 @@ from ..checkpoint import Lance
 from ..errors import LanceError
 from ..media import remove_partials
 from ..saving import recover_folder
+from .alone import alone_in
 from .batches import Batches, Share, ahead
 from .config import TrainConfig
 from .examples import Example, Examples
@@ -74,6 +75,7 @@ def train(
     accelerator = accelerator_of(config, lance.device)
     folder = config.output / CHECKPOINTS
     with ExitStack() as stack:
+        keep_others_out(config.output, stack, accelerator)
         if config.train.checkpointing:
             stack.enter_context(recomputed(lance))
         learner = Learner(config, lance, accelerator)
@@ -124,9 +126,24 @@ def check(config: TrainConfig, lance: Lance) -> None:
     """Raises LanceError, before a long run, for what would end it later."""
     if lance.placement.budget is not None:  # making latents would move weights away in the middle of a step
         raise LanceError("the model keeps to a budget of memory, in which none is trained: load it with memory=None.")
+    if lance.vision is None or lance.vae is None:
+        lacking = "vision tower" if lance.vision is None else "VAE"
+        raise LanceError(f"the model has no {lacking}, and some data would need it: train a whole one.")
     check_savable(config, lance)
     if config.samples.every:
         check_samples(config.samples, lance)
+
+
+def keep_others_out(output: Path, stack: ExitStack, accelerator: Accelerator) -> None:
+    """Raises LanceError, in every process, where another run writes to the folder."""
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            stack.enter_context(alone_in(output))
+        except LanceError as error:
+            problem = error
+    if anywhere(problem is not None, accelerator):
+        raise problem or LanceError(f"{output} is not free, as another process says.")
 
 
 def clean_up(output: Path) -> None:
@@ -163,7 +180,7 @@ def resume(config: TrainConfig, learner: Learner, folder: Path) -> tuple[int, in
     if path is None:
         return 0, 0
     facts = read_facts(path)
-    check_essentials(path, facts, config.essentials())
+    check_essentials(path, facts, learner.essentials)
     share = Share(learner.accelerator.process_index, learner.accelerator.num_processes)
     tensors = read_tensors(path, facts, share, config.train.shard)
     try:
@@ -178,7 +195,7 @@ def save(config: TrainConfig, learner: Learner, folder: Path, step: int, cursor:
 
     accelerator = learner.accelerator
     files = accelerator.num_processes if config.train.shard else 1
-    facts = Facts(step, tuple(gather_object([cursor])), files, config.essentials())
+    facts = Facts(step, tuple(gather_object([cursor])), files, learner.essentials)
     save_state(folder, facts, learner.tensors(), accelerator, config.save.keep)
 
 

@@ -109,7 +109,10 @@ class SmallWorld:
         return Example("generate", caption(scene, random, language(random)), target=latent)
 
     def edit(self, random: Random) -> Example:
-        edit, ((pixels, before), (_, after)) = self.one_of(self.new_edit, random)
+        return self.edit_of(self.new_edit, random)
+
+    def edit_of(self, make: Maker, random: Random) -> Example:
+        edit, ((pixels, before), (_, after)) = self.one_of(make, random)
         return Example("edit", edit.instruction, pixels=(self.seen(pixels),), latents=(before,), target=after)
 
     def ask(self, random: Random) -> Example:
@@ -140,8 +143,7 @@ class SmallWorld:
         return replace(self.film(random), first_frame=True)
 
     def edit_clip(self, random: Random) -> Example:
-        edit, ((pixels, before), (_, after)) = self.one_of(self.new_clip_edit, random)
-        return Example("edit", edit.instruction, pixels=(self.seen(pixels),), latents=(before,), target=after)
+        return self.edit_of(self.new_clip_edit, random)
 
     def ask_of_clip(self, random: Random) -> Example:
         clip, ((pixels, _),) = self.one_of(self.new_clip, random)

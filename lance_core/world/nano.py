@@ -29,6 +29,7 @@ from ..saving import check_replaceable, recover_folder, replacing_folder
 from ..storage import save_tensors
 from ..tiny import WORDS, official_prompts, tokenizer_specification
 from ..tokenizer import Tokenizer
+from ..train.alone import alone_in
 from ..train.config import Saving, TrainConfig, Training
 from ..train.needed import needed
 from ..train.objective import Objective
@@ -135,9 +136,10 @@ def make_nano(
     check_replaceable(folder, overwrite=True, names=SHIPPED)
     work = work / f"seed_{recipe.seed}"
     check_recipe(work, recipe)
-    trained_vae(work, recipe, place, on_progress)
-    together(recipe.processes if place.type == "cpu" else 1, learn, work, recipe, place, on_progress)
-    return ship(work / LEARNED / "model", folder)
+    with alone_in(work):
+        trained_vae(work, recipe, place, on_progress)
+        together(recipe.processes if place.type == "cpu" else 1, learn, work, recipe, place, on_progress)
+        return ship(work / LEARNED / "model", folder)
 
 
 def check_recipe(work: Path, recipe: Recipe) -> None:
