@@ -5,9 +5,9 @@ A process learns from torchrun's or `accelerate launch`'s environment that it is
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -59,7 +59,7 @@ def together(count: int, function: Callable[..., Any], *args: Any) -> None:
     where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": uuid4().hex}
     config = LaunchConfig(1, 1, count, max_restarts=0, monitor_interval=0.5, **where)
     try:
-        ends = elastic_launch(config, _alone)(max(1, (os.cpu_count() or 1) // count), function, *args)
+        ends = elastic_launch(config, _alone)(os.getpid(), max(1, (os.cpu_count() or 1) // count), function, *args)
     except ChildFailedError:
         raise LanceError("one of the processes failed, and with it the run: what it said is above.") from None
     except SignalException as stopped:
@@ -69,12 +69,14 @@ def together(count: int, function: Callable[..., Any], *args: Any) -> None:
             raise end
 
 
-def _alone(threads: int, function: Callable[..., Any], *args: Any) -> LanceError | KeyboardInterrupt | None:
+def _alone(
+    parent: int, threads: int, function: Callable[..., Any], *args: Any
+) -> LanceError | KeyboardInterrupt | None:
     """Calls function(*args) and returns what ended it early: torch would show a traceback of the one, and wait for ever
     after the other."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's Ctrl-C comes by way of the process that started this one, and not a second time
-    threading.Thread(target=_end_with, args=[multiprocessing.parent_process()], daemon=True).start()
+    threading.Thread(target=_end_with, args=[parent], daemon=True).start()
     torch.set_num_threads(threads)
     try:
         function(*args)
@@ -82,9 +84,10 @@ def _alone(threads: int, function: Callable[..., Any], *args: Any) -> LanceError
         return end
 
 
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+def _end_with(parent: int) -> None:
     """Ends this process where its parent does: left alone, it would write into the folder of the next run."""
-    parent.join()
+    while os.getppid() == parent:
+        time.sleep(1)
     os._exit(1)
 
 
