@@ -132,11 +132,11 @@ def make_nano(
     with needed():
         import accelerate  # noqa: F401 (before hours of the VAE)
     folder, work, place = Path(folder).expanduser(), Path(work).expanduser(), resolve_device(device)
-    recover_folder(folder)  # from a run that was killed while it shipped
     check_replaceable(folder, overwrite=True, names=SHIPPED)
     work = work / f"seed_{recipe.seed}"
     check_recipe(work, recipe)
     with alone_in(work):
+        recover_folder(folder)  # from a run that was killed while it shipped
         trained_vae(work, recipe, place, on_progress)
         together(recipe.processes if place.type == "cpu" else 1, learn, work, recipe, place, on_progress)
         return ship(work / LEARNED / "model", folder)
