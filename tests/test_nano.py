@@ -26,7 +26,7 @@ from lance_core.resize import own_size
 from lance_core.workflow import read_workflow, run_workflow
 from lance_core.workflow_nodes import find_checkpoint as find_by_name
 from lance_core.world import judge
-from lance_core.world.accuracy import nothing_else_made, plain, shows_all
+from lance_core.world.accuracy import film_shows, nothing_else_made, plain, shows_all
 from lance_core.world.edits import KEEP, suggestion
 from lance_core.world.example import example
 from lance_core.world.examples import Amounts
@@ -165,8 +165,9 @@ def test_a_workflow_paints_a_motion(run, name, direction):
 
 def test_a_workflow_edits_a_clip(run):
     film = judge.read_clip(read_clip(run("video_edit")[1])[0])
-    assert film.direction == FILM.direction
-    assert {thing.colour for thing in film.last.things if thing.shape == "circle"} == {"blue"}
+    blue = replace(FILM.mover, colour="blue")
+    wanted = replace(FILM, scene=FILM.scene.changed(FILM.mover, colour="blue"), mover=blue)
+    assert film.direction == FILM.direction and film_shows(film, wanted)
 
 
 def test_other_examples_are_answered_and_edited():
@@ -195,6 +196,7 @@ def test_it_can_be_made(tmp_path, capfd):
     quick = replace(
         quick,
         vae=replace(quick.vae, steps=2),
+        decoder=replace(quick.decoder, steps=2),
         standard_batches=1,
         amounts=Amounts(edits=6, pairs=2, clips=2, clip_edits=1),
         training=replace(quick.training, steps=2, tokens=600, warmup=1, log_every=1),
@@ -208,7 +210,7 @@ def test_it_can_be_made(tmp_path, capfd):
     )
     assert shapes == built_in
     told = capfd.readouterr().out.splitlines()
-    assert {"VAE 2 2", "pictures 11 11"} < set(told) and told[-1] == "model 2 2"
+    assert {"VAE 2 2", "decoder 2 2", "pictures 11 11"} < set(told) and told[-1] == "model 2 2"
     shutil.rmtree(tmp_path / "work/seed_0/model")
     (tmp_path / ".again-01234567/new").mkdir(parents=True)  # as a killed run leaves it
     again = make_nano(tmp_path / "again", tmp_path / "work", quick, "cpu")  # from what is in `work`

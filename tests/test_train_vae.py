@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 import torch
 
-from lance_core.train.vae import VAETraining, initialize, standardize, train_vae
+from lance_core.train.vae import VAETraining, freeze_encoder, initialize, standardize, train_vae
 from lance_core.vae import VAEConfig, WanVAE, normalize
 from lance_core.world.pictures import CLIPS_EVERY, vae_batches
 
@@ -43,6 +43,21 @@ def test_it_goes_on_as_if_it_had_never_stopped(tmp_path):
     train_vae(parts, vae_batches(0), training, on_step=lambda step, values: seen.append(step), state=state)
     assert seen == [5, 6]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+
+
+def test_a_decoder_that_learns_alone_leaves_the_latents_as_they_are():
+    vae, frames = small_vae(), next(vae_batches(1)).permute(0, 4, 1, 2, 3) * 2 - 1
+    freeze_encoder(vae)
+
+    def seen() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            mean, logvar = vae.encode(frames)
+            return torch.cat((mean, logvar)), (vae.decode(mean, clamped=False) - frames).square().mean()
+
+    latent, error = seen()
+    train_vae(vae, vae_batches(0), VAETraining(steps=30, warmup=5))
+    after, less = seen()
+    assert torch.equal(after, latent) and less < 0.95 * error
 
 
 @torch.no_grad()

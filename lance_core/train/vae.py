@@ -71,7 +71,7 @@ def train_vae(
     on_step: OnStep | None = None,
     state: Path | None = None,
 ) -> None:
-    """Trains in place on batches of frames `[B, F, H, W, 3]` in 0..1, F = 4k+1.
+    """Trains in place what requires a gradient, on batches of frames `[B, F, H, W, 3]` in 0..1, F = 4k+1.
 
     seed: of the posterior's noise. on_step(step, values) after every step, from 1; it may raise to stop. state: a file
     that is written every `save_every` steps and from which the training goes on, with the same result as if it had
@@ -79,7 +79,6 @@ def train_vae(
     where torch lacks Muon or the file cannot be written.
     """
     check_muon()
-    vae.requires_grad_(True)
     device = next(vae.parameters()).device
     kernels, others = _split(vae)
     matrices = [nn.Parameter(kernel.data.flatten(1)) for kernel in kernels]  # the same memory, as Muon takes it
@@ -113,6 +112,12 @@ def train_vae(
             on_step(step, {"loss": loss.item(), "kl": kl.item(), "psnr": -10 * math.log10(mse.item() / 4)})
         if state is not None and step % training.save_every == 0:
             _keep(state, step, vae, optimizers, generator)
+
+
+def freeze_encoder(vae: WanVAE) -> None:
+    """From here on training leaves the latents as they are, and a model that knows them keeps its use."""
+    for part in (vae.encoder, vae.conv1):
+        part.requires_grad_(False)
 
 
 def _keep(path: Path, step: int, vae: WanVAE, optimizers: Optimizers, generator: torch.Generator) -> None:

@@ -35,7 +35,7 @@ from ..train.needed import needed
 from ..train.objective import Objective
 from ..train.parallel import first, processes, together
 from ..train.trainer import finished, train
-from ..train.vae import OnStep, VAETraining, initialize, standardize, train_vae
+from ..train.vae import OnStep, VAETraining, freeze_encoder, initialize, standardize, train_vae
 from ..transformer import LanceTransformer
 from ..vae import VAEConfig, WanVAE
 from ..vit import VisionTower
@@ -51,7 +51,7 @@ VAE = VAEConfig(encoder_width=12, decoder_width=16)
 # With the release's theta of a million, neighbouring cells of so small a grid would look the same. Time has the two
 # fastest frequencies, rows the next two; most are so slow that words are found wherever they stand.
 TEXT = TextConfig(
-    vocab_size=2048,
+    vocab_size=1088,
     hidden_size=192,
     intermediate_size=384,
     num_hidden_layers=6,
@@ -72,7 +72,7 @@ SIDES = Resolution(vae=SIDE, vit=84)  # three by three tokens of both encoders, 
 CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
-VAE_STATE, VAE_UNDERWAY, LEARNED, RECIPE = "vae.safetensors", "vae.state", "model", "recipe.json"  # while it is made
+LATENTS, VAE_STATE, LEARNED, RECIPE = "latents.safetensors", "vae.safetensors", "model", "recipe.json"  # in `work`
 SHIPPED = frozenset((VISION_FOLDER, VAE_FILE, WEIGHTS, *BESIDE))  # what nano's folder may hold
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
@@ -83,12 +83,14 @@ OnProgress = Callable[[str, int, int], None]
 class Recipe:
     """How nano is trained.
 
-    clips_every: how often a batch of the VAE's is of clips; standard_batches: from which the latents' statistics come.
+    vae: of all its parts; decoder: of this alone, afterwards, for shapes are drawn sharply only late. clips_every: how
+    often a batch of the VAE's is of clips; standard_batches: from which the latents' statistics come.
     seeing: examples from which it learns to see before it paints; one that does both from the beginning is slow to
     look. training: of all but the VAE, as one process sees it; processes: on a CPU; a GPU takes their batches in turn.
     """
 
     vae: VAETraining = VAETraining(steps=9000, learning_rate=1.5e-3)
+    decoder: VAETraining = VAETraining(steps=10000, learning_rate=1.5e-3)
     clips_every: int = CLIPS_EVERY
     standard_batches: int = 64
     amounts: Amounts = Amounts(edits=40000)
@@ -96,7 +98,7 @@ class Recipe:
     seeing: int = 40000
     training: Training = Training(
         optimizer="muon",
-        steps=11000,
+        steps=8000,
         tokens=2000,
         learning_rate=3e-3,
         min_learning_rate=5e-5,
@@ -198,21 +200,38 @@ def texts() -> Iterator[str]:
 
 
 def trained_vae(work: Path, recipe: Recipe, device: torch.device, on_progress: OnProgress | None = None) -> WanVAE:
-    """The VAE; what `work` holds is not trained again."""
-    path, training = work / VAE_STATE, recipe.vae
+    """The VAE: all of it first, then its decoder alone; what `work` holds is not trained again."""
     vae = WanVAE(VAE)
-    if path.is_file():
-        vae.load_state_dict(load_file(path))
-        return vae.to(device)
     initialize(vae, torch.Generator().manual_seed(recipe.seed))
     vae.to(device)
-    batches, state = vae_batches(recipe.seed, recipe.clips_every), work / VAE_UNDERWAY
-    train_vae(vae, batches, training, recipe.seed, on_step(on_progress, "VAE", training.steps), state)
-    standardize(vae, vae_batches(recipe.seed + 1), recipe.standard_batches)
+
+    def teach(what: str, training: VAETraining, seed: int, state: Path) -> None:
+        batches = vae_batches(seed, recipe.clips_every)
+        train_vae(vae, batches, training, seed, on_step(on_progress, what, training.steps), state)
+
+    def learn_latents(state: Path) -> None:
+        teach("VAE", recipe.vae, recipe.seed, state)
+        standardize(vae, vae_batches(recipe.seed + 1), recipe.standard_batches)
+
+    def learn_pixels(state: Path) -> None:
+        freeze_encoder(vae)
+        teach("decoder", recipe.decoder, recipe.seed + 2, state)
+
+    kept(vae, work / LATENTS, learn_latents)
+    kept(vae, work / VAE_STATE, learn_pixels)
+    return vae
+
+
+def kept(vae: WanVAE, path: Path, learn: Callable[[Path], None]) -> None:
+    """What a file holds of the VAE, which is learned if there is none; a state beside it is where that goes on."""
+    if path.is_file():
+        vae.load_state_dict(load_file(path))
+        return
+    state = path.with_suffix(".state")
+    learn(state)
     with replacing(path) as part:
         save_tensors({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, part)
     state.unlink(missing_ok=True)
-    return vae
 
 
 def fresh_lance(vae: WanVAE, seed: int, device: torch.device) -> Lance:

@@ -25,7 +25,7 @@ hf download bytedance-research/Lance --local-dir ComfyUI/models/lance
 ```
 then press **R**, choose *{model}* in *Load Lance*, {source}and write freely."""
 
-PICTURE, ONE_SHAPE, CLIP = 2692, 21, 25  # seeds of Lance Example
+PICTURE, ONE_SHAPE, CLIP = 2692, 21, 53  # seeds of Lance Example
 CLIP_FRAMES = 9
 OWN_PICTURE = "put *Load Image* in the place of *Lance Example* "
 OWN_CLIP = "put *Load Video* in the place of *Lance Example* "
