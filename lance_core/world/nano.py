@@ -1,4 +1,4 @@
-"""Nano-Lance: a Lance of nine million weights that knows the small world, made from nothing by one command.
+"""Nano-Lance: a Lance of eight million weights that knows the small world, made from nothing by one command.
 
 `python -m lance_core make-nano FOLDER` trains the tokenizer, the VAE, and then everything else together.
 """
