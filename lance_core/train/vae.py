@@ -71,7 +71,8 @@ def train_vae(
     on_step: OnStep | None = None,
     state: Path | None = None,
 ) -> None:
-    """Trains in place what requires a gradient, on batches of frames `[B, F, H, W, 3]` in 0..1, F = 4k+1.
+    """Trains in place what requires a gradient (all of a new VAE, nothing of a loaded model's), on batches of frames
+    `[B, F, H, W, 3]` in 0..1, F = 4k+1.
 
     seed: of the posterior's noise. on_step(step, values) after every step, from 1; it may raise to stop. state: a file
     that is written every `save_every` steps and from which the training goes on, with the same result as if it had

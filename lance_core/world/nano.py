@@ -72,7 +72,7 @@ SIDES = Resolution(vae=SIDE, vit=84)  # three by three tokens of both encoders, 
 CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 
 VAE_FILE = "Wan2.2_VAE.safetensors"
-LATENTS, VAE_STATE, LEARNED, RECIPE = "latents.safetensors", "vae.safetensors", "model", "recipe.json"  # in `work`
+LATENTS, WHOLE_VAE, LEARNED, RECIPE = "latents.safetensors", "vae.safetensors", "model", "recipe.json"  # in `work`
 SHIPPED = frozenset((VISION_FOLDER, VAE_FILE, WEIGHTS, *BESIDE))  # what nano's folder may hold
 TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
@@ -218,7 +218,7 @@ def trained_vae(work: Path, recipe: Recipe, device: torch.device, on_progress: O
         teach("decoder", recipe.decoder, recipe.seed + 2, state)
 
     kept(vae, work / LATENTS, learn_latents)
-    kept(vae, work / VAE_STATE, learn_pixels)
+    kept(vae, work / WHOLE_VAE, learn_pixels)
     return vae
 
 
@@ -230,7 +230,7 @@ def kept(vae: WanVAE, path: Path, learn: Callable[[Path], None]) -> None:
     state = path.with_suffix(".state")
     learn(state)
     with replacing(path) as part:
-        save_tensors({name: weight.detach().contiguous() for name, weight in vae.named_parameters()}, part)
+        save_tensors({name: weight.contiguous() for name, weight in vae.state_dict().items()}, part)
     state.unlink(missing_ok=True)
 
 

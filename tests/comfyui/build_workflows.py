@@ -353,7 +353,7 @@ def image_to_video_from_generated() -> Graph:
         "LanceGenerate",
         stage="Paint a picture",
         model=lance[0],
-        prompt="A big yellow star on the left, on a black background.",
+        prompt="A big yellow square on the right, on a white background.",
     )
     picture = graph.add(
         "DecodeVideo", stage="Paint a picture", title="Decode the picture", vae=lance[1], latent=still[0]
@@ -364,7 +364,7 @@ def image_to_video_from_generated() -> Graph:
         "LanceGenerate",
         stage="Paint a clip",
         model=lance[0],
-        prompt="A big yellow star moves right, starting on the left, on a black background.",
+        prompt="A big yellow square moves left, starting on the right, on a white background.",
         frames=CLIP_FRAMES,
         first_frame=first_frame[0],
     )

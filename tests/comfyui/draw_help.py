@@ -13,6 +13,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, Route, sync_playwright
 
+from lance_core.world.render import SIDE
+
 from .build_workflows import CLIP_FRAMES, PICTURE
 from .conftest import ROOT, server_in
 from .server import find_comfyui
@@ -147,7 +149,7 @@ GRAPHS = {
         ),
         {
             "LanceConditioning": {"prompt": PROMPT},
-            "EmptyLatentImage": {"width": 64, "height": 64},
+            "EmptyLatentImage": {"width": SIDE, "height": SIDE},
             "KSampler": {"steps": 30, "cfg": 4, "scheduler": "simple"},
         },
     ),
@@ -171,7 +173,7 @@ GRAPHS = {
         ),
         {
             "LanceConditioning": {"prompt": PROMPT},
-            "EmptyLatentImage": {"width": 64, "height": 64},
+            "EmptyLatentImage": {"width": SIDE, "height": SIDE},
             "CFGGuider": {"cfg": 4},
         },
     ),
