@@ -1,6 +1,7 @@
 """Nano-Lance: a Lance of eight million weights that knows the small world, made from nothing by one command.
 
-`python -m lance_core make-nano FOLDER` trains the tokenizer, the VAE, and then everything else together.
+`python -m lance_core make-nano FOLDER` trains the tokenizer, the VAE, its decoder once more, and then everything else
+together.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ CONFIG = LanceConfig(TEXT, VISION, Resolutions(SIDES, replace(SIDES, frames=9)))
 VAE_FILE = "Wan2.2_VAE.safetensors"
 LATENTS, WHOLE_VAE, LEARNED, RECIPE = "latents.safetensors", "vae.safetensors", "model", "recipe.json"  # in `work`
 SHIPPED = frozenset((VISION_FOLDER, VAE_FILE, WEIGHTS, *BESIDE))  # what nano's folder may hold
-TOKENS, TEXTS = 2000, 20000  # of the tokenizer beside the special ones, and what it is trained on
+TOKENS, TEXTS = 1024, 20000  # of the tokenizer at most, beside the special ones; what it is trained on gives 1,015
 EMBEDDING = 0.5  # deviation of words at first: less, and the first layers drown them
 OnProgress = Callable[[str, int, int], None]
 
